@@ -1,6 +1,6 @@
 """Configure Sphinx, which builds the documentation into pages that a browser reads from disk (`make docs`).
 
-The source folder is the whole repository and not only docs/: README.md, SECURITY.md and protocols/ are pages
+The source is the whole repository and not only docs/: README.md, SECURITY.md and protocols/ are pages
 as well, so one relative link works on GitHub, in an editor and in the built pages. `include_patterns` says
 which files are pages.
 
@@ -34,7 +34,7 @@ include_patterns: Final = [
     "SECURITY.md",
     "CHANGELOG.md",
 ]
-# Folders that are not searched at all. Without them Sphinx walks through the virtual environment, too.
+# Directories that are not searched at all. Without them Sphinx walks through the virtual environment, too.
 exclude_patterns: Final = [".*", "build", "dist", "reports", "tests", "wsgate", "examples"]
 
 # Anchors as GitHub makes them, for links to a heading.
@@ -56,7 +56,7 @@ def setup(app: Sphinx) -> None:
 
 
 def link_to_folders(app: Sphinx, page: nodes.document) -> None:
-    """Resolve each link to a folder of the repository, such as `examples/chat`, to that folder on disk.
+    """Resolve each link to a directory of the repository, such as `examples/chat`, to that directory on disk.
 
     A link to a file that is no page needs no handler: it becomes a download.
     """

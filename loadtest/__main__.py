@@ -10,7 +10,7 @@ __all__ = ["describe", "find_programs"]
 
 _FOLDER: Final = Path(__file__).resolve().parent
 _ROOMS: Final = (".", "experiments", "micro")
-"""The folders whose programs are listed; `.` is loadtest/ itself."""
+"""The directories whose programs are listed; `.` is loadtest/ itself."""
 
 
 def find_programs() -> dict[str, Path]:

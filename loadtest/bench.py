@@ -6,7 +6,7 @@ therefore affects all of them. It writes loadtest/results/bench.json and prints 
 a message or a connection was lost, or if something could not be measured: a failure costs the further results
 of the part that failed, not those of the others.
 
-The server runs on one processor, and its clients on another. The CPU time of a server is that of its whole
+The server runs on one CPU, and its clients on another. The CPU time of a server is that of its whole
 process, that of the gateway is the time of its shard.
 """
 
@@ -63,7 +63,7 @@ _TURNS: Final = (
 
 
 class Bench:
-    """One run of the bench: its processes, its results and the figures of the floor.
+    """One run of the bench: its processes, its results and the numbers of the floor.
 
     Args:
         sizes: The sizes of all scenarios.
@@ -73,7 +73,7 @@ class Bench:
 
     Attributes:
         results: The results of each server, by its name.
-        floor_runs: The figures of the floor by name, one value per run.
+        floor_runs: The numbers of the floor by name, one value per run.
         failures: A sentence with the cause for everything that could not be measured.
     """
 

@@ -40,7 +40,7 @@ def code_tokens(name: str, text: str) -> list[str]:
         return [match[0] for match in _JAVASCRIPT.finditer(text) if match["comment"] is None]
     tokens: list[str] = []
     is_statement_start = True
-    pending: str | None = None  # a string that begins a statement: a docstring if the statement ends with it
+    pending: str | None = None  # a string that starts a statement: a docstring if the statement ends with it
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type in _LAYOUT:
             continue

@@ -3,9 +3,9 @@
     python tools/compare_words.py
 
 Compares docstrings, comments and documents with the docstrings and comments of installed packages. A word
-that stands here 6 times or more, and 20 times as often as there, is listed unless the glossary of
-docs/architecture.md has it. Names of the code (with an underscore, a dot or a capital, or in backticks)
-are left out.
+that stands here 6 times or more, and 20 times as often as there, is listed unless it is a term of the
+glossary of docs/architecture.md. The forms of a word (`refuse`, `refused`) count as one. Names of the code
+(with an underscore, a dot or a capital, or in backticks) are left out.
 """
 
 import ast
@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-__all__ = ["prose_of", "words_in"]
+__all__ = ["prose_of", "stem", "words_in"]
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 MODELS: Final = ("websockets", "redis", "starlette", "uvicorn", "asyncio")
@@ -57,6 +57,14 @@ def prose_of(path: Path) -> str:
     return "\n".join(found)
 
 
+def stem(word: str) -> str:
+    """Return the word without an ending of a plural or of a verb: `refused` and `refuses` become `refus`."""
+    for ending in ("ing", "es", "ed", "s", "e"):
+        if len(word) > len(ending) + 2 and word.endswith(ending) and not word.endswith("ss"):
+            return word.removesuffix(ending)
+    return word
+
+
 def _model_files() -> Iterator[Path]:
     for name in MODELS:
         spec = importlib.util.find_spec(name)
@@ -74,10 +82,11 @@ def _own_files() -> Iterator[Path]:
 
 def main() -> int:
     """Print the words with their counts here and there; return 1 if there is one."""
-    own = Counter(word for path in _own_files() for word in words_in(prose_of(path)))
-    models = Counter(word for path in _model_files() for word in words_in(prose_of(path)))
+    own = Counter(stem(word) for path in _own_files() for word in words_in(prose_of(path)))
+    models = Counter(stem(word) for path in _model_files() for word in words_in(prose_of(path)))
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    glossary = set(words_in(page.partition("## Glossary")[2]))
+    terms = re.findall(r"^\| ([^|]+) \|", page.partition("## Glossary")[2], re.MULTILINE)
+    glossary = {stem(word) for term in terms for word in words_in(term)}
     scale = models.total() / own.total()
     listed = [
         (count, word)

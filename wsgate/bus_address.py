@@ -114,7 +114,7 @@ def parse_address(url: str) -> BusAddress:
     """Parse a bus URL into an address.
 
     Raises:
-        SettingsError: The URL is not valid; the message begins with `bus.url` and never contains the URL.
+        SettingsError: The URL is not valid; the message starts with `bus.url` and never contains the URL.
     """
     found = _URL.fullmatch(url) if _PRINTABLE.fullmatch(url) else None
     scheme = url.partition("://")[0] if "://" in url else ""

@@ -6,7 +6,7 @@ items. `Room` limits how much each party and connection can have in the queue.
 
 `Turns` is start-time fair queueing at two levels. Each flow (a party, or a connection of a party) has a start
 tag: the virtual time at which its next item can begin. The flow with the smallest tag is served, the virtual
-time is set to that tag, and the cost of the item is added to the tag. A flow that was idle begins at the
+time is set to that tag, and the cost of the item is added to the tag. A flow that was idle starts at the
 present virtual time, so it waits for at most one item of each other flow, however much the others have
 queued. A flow that becomes empty keeps its tag until the virtual time has passed the tag, so a client gains
 nothing by sending one item at a time.

@@ -65,7 +65,7 @@ ctypedef struct partial_t:
     uint8_t window[1]  # stamp_window bytes
 
 # A connection has one only for unsent bytes that the socket did not accept, or (during the handshake) for the
-# response head that has arrived so far.
+# response head that has arrived until now.
 ctypedef struct block_t:
     uint32_t start
     uint32_t end
@@ -91,7 +91,7 @@ ctypedef struct conn_t:
     uint64_t deadline_ns
     uint64_t intended_ns  # when the handshake was due
     uint64_t key_seed
-    uint32_t echo_total  # how many sequence numbers were used so far
+    uint32_t echo_total  # how many sequence numbers were used until now
     uint32_t echo_base  # the first sequence number of the current job
     uint32_t echo_in_flight
     uint32_t echo_ordinal  # the place in the job's rotation
@@ -190,7 +190,7 @@ ctypedef struct echo_job_t:
     uint64_t progress_ns  # when the latest answer arrived
     uint64_t end_ns
     double interval_ns  # 0: a closed loop
-    uint64_t due  # open loop: messages due so far, on all connections
+    uint64_t due  # open loop: messages due until now, on all connections
     uint64_t per_connection  # limit, UINT64_MAX without one
     uint64_t in_flight  # limit, UINT64_MAX without one
     uint64_t live  # members whose connection is open

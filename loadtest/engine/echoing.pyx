@@ -3,7 +3,7 @@
 Open loop. Message k of all is due at start + k * interval, on member k mod N. A member therefore knows the
 due time of its next message from the number of messages that it has sent, and needs no queue. A message that
 is late (answers on its connection are outstanding, the socket is full, or this engine is behind) keeps its
-due time. Latency and send lag are measured from that time, so a stalled server cannot improve its figures by
+due time. Latency and send lag are measured from that time, so a stalled server cannot improve its numbers by
 delaying the load (coordinated omission; see wrk2).
 
 An answer has the stamp of its message, or is recognized by its beginning. In the second case answers arrive

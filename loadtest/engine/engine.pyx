@@ -1,6 +1,6 @@
 """The Python interface of the engine: it takes plans and returns results. The loop and the jobs do the work.
 
-Python code runs only when a call begins or ends, and ten times a second to handle signals.
+Python code runs only when a call starts or ends, and ten times a second to handle signals.
 """
 
 import ipaddress

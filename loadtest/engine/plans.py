@@ -142,7 +142,7 @@ class EchoPlan:
         message: The message, ASCII: ``{stamp}`` is replaced by the stamp, ``{index}`` by the connection's
             index. By default the stamp alone.
         answer: For a message without ``{stamp}``, in a plan with `rate_per_s`: the beginning of its answer,
-            ASCII. The n-th message without a stamp that begins so answers the n-th message that was sent on
+            ASCII. The n-th message without a stamp that starts so answers the n-th message that was sent on
             that connection, so no earlier answer may be under way.
         in_flight: How many messages of one connection may be without an answer; 0: no limit, which needs
             `rate_per_s`.

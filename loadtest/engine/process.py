@@ -45,7 +45,7 @@ class EngineProcess:
 
     Args:
         settings: The settings of the engine.
-        cpus: The processors on which the child may run; empty: all.
+        cpus: The CPUs on which the child may run; empty: all.
     """
 
     def __init__(self, settings: EngineSettings | None = None, *, cpus: tuple[int, ...] = ()) -> None:

@@ -162,7 +162,7 @@ cdef verdict_t judge(ledger_t* ledger, tracker_t** chain, uint32_t stream, uint6
         return verdict
     if sequence >= tracker.base:
         return _fill(ledger, tracker, sequence)
-    # Earlier than all others: the stream began before, and everything in between is missing so far.
+    # Earlier than all others: the stream began before, and everything in between is missing until now.
     ledger.reordered += 1
     verdict = LATE
     if sequence + 1 < tracker.base:

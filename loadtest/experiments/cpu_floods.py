@@ -5,7 +5,7 @@
 One shard with the default limits. 20 good clients send `ping`, 20 times a second each, before and during each
 flood of costly_flood.py. Fails if the p99 of their replies is above 10 ms with up to 30 flooders, or 20 ms
 with more, or if a good client had no reply. Run it on a machine without other work: the flood, the good
-clients and the shard need a processor each.
+clients and the shard need a CPU each.
 """
 
 from __future__ import annotations

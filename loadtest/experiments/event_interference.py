@@ -2,11 +2,11 @@
 
     python -m loadtest event_interference [--rate 20000] [--runs 5]
 
-One shard on its own processor. A backend publishes 2,000 messages a second, to 200 channels with one
+One shard on its own CPU. A backend publishes 2,000 messages a second, to 200 channels with one
 subscriber each. Meanwhile 2,000 other clients send commands at a fixed rate: none; `ping`, which is read,
 decoded and answered; `send`, which is read, decoded and appended to the event stream. The last case is `ping`
 while another process appends as many entries, which shows the cost of the bus's own work. The program prints
-the latency of deliveries from their intended time, and the load of the shard's processor. Fails if `send`
+the latency of deliveries from their intended time, and the load of the shard's CPU. Fails if `send`
 increased the 99th percentile by more than 2 ms compared with `ping` (medians of the runs), or if an event was
 lost.
 """
@@ -53,7 +53,7 @@ _ANOTHER: Final = "another"
 
 
 class Beside(NamedTuple):
-    """The figures of one run: latency of deliveries, load of the shard, rate of commands."""
+    """The numbers of one run: latency of deliveries, load of the shard, rate of commands."""
 
     p50_ms: float
     p99_ms: float

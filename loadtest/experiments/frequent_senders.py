@@ -11,8 +11,8 @@ the one before, so that the shard always has more to read than it can. Two other
   Whenever its receive buffer is empty, it waits until the gateway notices that the socket is writable and
   writes more. The longest such wait of each round is measured.
 
-On two processors the shard has one, and all other processes share the other. The measuring process has
-real-time priority if that is allowed, so that its own waiting for a processor is not measured. The first part
+On two CPUs the shard has one, and all other processes share the other. The measuring process has
+real-time priority if that is allowed, so that its own waiting for a CPU is not measured. The first part
 of a run has no senders, for comparison. Fails if the 99th percentile of the newcomers' times until accepted,
 or of the reader's waits, is over 50 ms, or if a newcomer has no welcome.
 """

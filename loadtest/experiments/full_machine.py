@@ -167,7 +167,7 @@ class Plan:
 
 
 def measure(plan: Plan, show: Callable[[str], None]) -> dict[str, float]:
-    """Do the whole run and return the figures by name; raise RuntimeError if it fails."""
+    """Do the whole run and return the numbers by name; raise RuntimeError if it fails."""
     connections, shards = plan.connections, plan.shards
     available = _available_bytes()
     with contextlib.ExitStack() as stack:

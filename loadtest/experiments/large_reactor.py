@@ -52,7 +52,7 @@ _CHANNEL: Final = b"all"
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """The figures of one number of connections."""
+    """The numbers of one number of connections."""
 
     count: int
     bytes_per_conn: float

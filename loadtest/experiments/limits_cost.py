@@ -2,7 +2,7 @@
 
     python -m loadtest limits_cost [--rounds 5]
 
-Three figures are measured on both gateways in turn, round after round, so that a slow minute of the machine
+Three numbers are measured on both gateways in turn, round after round, so that a slow minute of the machine
 affects both:
 
     handshakes   new HS256 tokens, with limits per address (connections and rate) and per user on all nodes;
@@ -12,7 +12,7 @@ affects both:
     refusals     at the gate, for the limit of all connections and for that of one address, compared with
                  the floor
 
-The CPU time is that of the shard, which is pinned to one processor; clients, bus and the floor's peer are on
+The CPU time is that of the shard, which is pinned to one CPU; clients, bus and the floor's peer are on
 the other. Fails below 10,000 handshakes a second with limits, below 0.9 of the messages without limits, or
 above 1.5 times the floor for a refusal (check A2). A quarter of such a handshake, which A2 also allows, is
 less than the floor itself.
@@ -51,7 +51,7 @@ LIMITS: Final = {**ADDRESS, "per_user_connections": 3, "per_user_rate": 2_000}
 
 
 class Side:
-    """One gateway with its figures."""
+    """One gateway with its numbers."""
 
     def __init__(self, name: str, processor: int | None, **admission: int) -> None:
         self.name = name

@@ -68,7 +68,7 @@ class Member:
 
     def __init__(self, url: str, tokens: Sequence[str]) -> None:
         self.attempts: list[Attempt] = []
-        # A handshake waits for a processor if both ends are on one machine; that is not measured here.
+        # A handshake waits for a CPU if both ends are on one machine; that is not measured here.
         options = ClientOptions(open_timeout_s=120.0)
         self._clients = [
             Client(

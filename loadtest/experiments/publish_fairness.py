@@ -8,13 +8,13 @@ times a second with `id`, whether it has replies or not; its latency is measured
 first part of a run has no attack, for comparison.
 
 With each latency the program prints how much of it the shard worked (its CPU time): on a machine with other
-work the rest is waiting for a processor. For the same reason the good client's rate is by the CPU time of the
-shard during an attack, which is real time if the shard has its own processor: a shard that gets a tenth of a
-processor cannot give 251 clients 40 turns in a second.
+work the rest is waiting for a CPU. For the same reason the good client's rate is by the CPU time of the
+shard during an attack, which is real time if the shard has its own CPU: a shard that gets a tenth of a
+CPU cannot give 251 clients 40 turns in a second.
 
-The attackers are one process with the priority of the gateway. On two processors the shard has one, and all
+The attackers are one process with the priority of the gateway. On two CPUs the shard has one, and all
 other processes share the other. The good client has real-time priority if that is allowed, so that its own
-waiting for a processor is not measured. The configuration is the default, except that the limits of the rates
+waiting for a CPU is not measured. The configuration is the default, except that the limits of the rates
 of publishes and of their bytes are off: with them no attacker reaches these rates.
 
 Fails if the 99th percentile of the good client is over 50 ms during an attack, or if one of its publishes was
@@ -124,7 +124,7 @@ class Sample(NamedTuple):
     unanswered: int
 
     def told(self) -> str:
-        """Return one line of text with all figures."""
+        """Return one line of text with all numbers."""
         parts = (
             f"p{share * 100:.0f} {percentile(self.latencies_s, share) * 1e3:.1f} ms"
             f" (shard worked {percentile(self.cpu_s, share) * 1e3:.1f})"

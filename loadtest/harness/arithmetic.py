@@ -1,4 +1,4 @@
-"""Calculates the figures of the bench: rates, ratios to the floor, medians. Pure."""
+"""Calculates the numbers of the bench: rates, ratios to the floor, medians. Pure."""
 
 from __future__ import annotations
 

@@ -30,11 +30,11 @@ def run(
 
     Args:
         scenarios: Names that `floor --help` lists.
-        processors: The processors of the measured process and of its peer; None: do not pin.
+        processors: The CPUs of the measured process and of its peer; None: do not pin.
         options: Long options of the probe, with `_` for `-`: sockets, rounds, interval_ms, window, timeout_s.
 
     Returns:
-        The figures of each scenario, by name. `unavailable` is a text if the kernel lacks a needed feature,
+        The numbers of each scenario, by name. `unavailable` is a text if the kernel lacks a needed feature,
         else "".
 
     Raises:

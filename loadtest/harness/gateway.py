@@ -80,7 +80,7 @@ class GatewayProcess:
 
     Args:
         shards: The number of shards.
-        processor: The processor of the shards; the other processes inherit that of the parent. None: do not
+        processor: The CPU of the shards; the other processes inherit that of the parent. None: do not
             pin.
         ping_interval_s: The interval of the pings; 0: no pings.
         port: The port for clients; 0: a free one.
@@ -171,7 +171,7 @@ class GatewayProcess:
         return self._children[_BUS][0]
 
     def pids_now(self, prefix: str) -> list[int]:
-        """Return the process ids of all children whose name begins with this prefix.
+        """Return the process ids of all children whose name starts with this prefix.
 
         Processes that were restarted are included.
         """
@@ -187,7 +187,7 @@ class GatewayProcess:
         return self._log.read_text(errors="replace")
 
     def cpu_s(self) -> float:
-        """Return the user and system CPU time of all shards so far, in seconds."""
+        """Return the user and system CPU time of all shards until now, in seconds."""
         return sum(processes.cpu_s(pid) for pid in self.shard_pids)
 
     @property
@@ -196,7 +196,7 @@ class GatewayProcess:
         return str(self._running["bus_url"]).removeprefix("unix://")
 
     def bus_cpu_s(self) -> float:
-        """Return the CPU time of the private bus so far, in seconds."""
+        """Return the CPU time of the private bus until now, in seconds."""
         return processes.cpu_s(self.bus_pid)
 
     def memory(self) -> dict[str, int]:

@@ -47,7 +47,7 @@ def kernel_memory() -> KernelMemory | None:
 
 
 def machine() -> dict[str, str | int]:
-    """Return the processor, cores, memory and Python version of this machine."""
+    """Return the CPU, cores, memory and Python version of this machine."""
     info = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     model = next(
         (line.partition(":")[2].strip() for line in info if line.startswith("model name")), platform.machine()
@@ -71,6 +71,6 @@ def commit() -> str:
 
 
 def processors() -> tuple[int, int] | None:
-    """Return one processor for the server and one for its clients; None on a machine with only one."""
+    """Return one CPU for the server and one for its clients; None on a machine with only one."""
     usable = sorted(os.sched_getaffinity(0))
     return (usable[0], usable[1]) if len(usable) > 1 else None

@@ -35,7 +35,7 @@ def children(pid: int) -> dict[str, list[int]]:
 
 
 def cpu_s(pid: int) -> float:
-    """Return the user and system time of all threads of a process so far; raise OSError if it has ended.
+    """Return the user and system time of all threads of a process until now; raise OSError if it has ended.
 
     This is the clock of clock_getcpuclockid(3); /proc/<pid>/stat has a resolution of 10 ms.
     """

@@ -58,12 +58,12 @@ _CONTROL_GROUP: Final = (
 
 
 def derive(floor: Summaries, server: Summaries, same_client: Summaries) -> dict[str, Summary]:
-    """Return the figures that need more than one measurement: ratios to the floor, and rates per core.
+    """Return the numbers that need more than one measurement: ratios to the floor, and rates per core.
 
     Args:
-        floor: The figures of the C probe, in us.
-        server: The figures of one server.
-        same_client: The figures of the floor's loop with the engine as its receiver; may be empty.
+        floor: The numbers of the C probe, in us.
+        server: The numbers of one server.
+        same_client: The numbers of the floor's loop with the engine as its receiver; may be empty.
     """
     found: dict[str, Summary] = {}
     for name, below, above in _SHARES:
@@ -83,7 +83,7 @@ def derive(floor: Summaries, server: Summaries, same_client: Summaries) -> dict[
 
 
 def _plain(summaries: Summaries) -> dict[str, Any]:
-    """Return the medians by name, with `spread` and `runs` of the figures with several runs."""
+    """Return the medians by name, with `spread` and `runs` of the numbers with several runs."""
     several = {name: summary for name, summary in summaries.items() if len(summary["runs"]) > 1}
     return {
         **{name: summary["median"] for name, summary in summaries.items()},
@@ -101,8 +101,8 @@ def assemble(
     """Build the complete content of bench.json.
 
     Args:
-        floor: The figures of the C probe, in us.
-        servers: The figures of each server, by its name; those of "floor_same_client" are added to the floor.
+        floor: The numbers of the C probe, in us.
+        servers: The numbers of each server, by its name; those of "floor_same_client" are added to the floor.
         lost: A sentence for everything that a server lost, by its name.
         failures: A sentence for everything that could not be measured.
     """

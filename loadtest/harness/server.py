@@ -32,7 +32,7 @@ class ServerProcess:
     Args:
         module: Its name below loadtest.peers.
         settings: Passed to the server; see its module.
-        processor: The processor to pin it to; None: do not pin.
+        processor: The CPU to pin it to; None: do not pin.
     """
 
     def __init__(
@@ -98,12 +98,12 @@ class ServerProcess:
             self._answers[answer["id"]] = answer
 
     def cpu_s(self) -> float:
-        """Return the user and system CPU time of the server process so far, in seconds."""
+        """Return the user and system CPU time of the server process until now, in seconds."""
         cpu_s: float = self.call("stats")["cpu_s"]
         return cpu_s
 
     def settle(self, *, timeout_s: float = 15.0) -> None:
-        """Wait until the server uses less than 2 % of a processor.
+        """Wait until the server uses less than 2 % of a CPU.
 
         The work of closing connections is then not charged to the next measurement.
         """

@@ -119,7 +119,7 @@ class WireClient:
         self.wait_for("subbed", ch=channel)
 
     def begin(self) -> None:
-        """Make the client's socket non-blocking, because the measurement begins."""
+        """Make the client's socket non-blocking, because the measurement starts."""
         self.socket.setblocking(False)
 
     def send(self, **fields: object) -> None:

@@ -34,7 +34,7 @@ def _ignore(outcome: str) -> None:
 
 
 async def _run(what: str, events: Events, tell: Callable[[int], object]) -> None:
-    """Record events in groups; each group begins when the one before is appended."""
+    """Record events in groups; each group starts when the one before is appended."""
     wall_s, cpu_s = time.perf_counter(), time.process_time()
     for first in range(0, _EVENTS, _TOGETHER):
         for number in range(first, first + _TOGETHER):

@@ -63,7 +63,7 @@ async def _timed(what: str, count: int, run: Callable[[], Awaitable[None]]) -> N
 
 
 async def _ours(publisher: Publisher, together: int) -> None:
-    """Publish in groups; each group begins when the one before has its replies."""
+    """Publish in groups; each group starts when the one before has its replies."""
     loop = asyncio.get_running_loop()
     for _ in range(_PUBLISHES // together):
         answered, left = loop.create_future(), together

@@ -140,7 +140,7 @@ class _Control:
             "bytes_held": self._server.bytes_held(),
         }
         if with_send_memory:
-            # Read in the same turn of the loop, so that both figures are of one moment.
+            # Read in the same turn of the loop, so that both numbers are of one moment.
             stats["send_memory"] = send_memory()
         return stats
 

@@ -42,7 +42,7 @@ def split_frame(data: bytes | memoryview, at: int, end: int) -> tuple[int, bytes
     """Decode one masked frame at the beginning of `data[at:end]`.
 
     Returns:
-        Opcode, unmasked payload, and where the next frame begins; None while the frame is incomplete.
+        Opcode, unmasked payload, and where the next frame starts; None while the frame is incomplete.
     """
     if end - at < 6:
         return None

@@ -27,7 +27,7 @@ class PublishPlan:
         count: The number of publications, >= 1.
         frames: The number of messages per publication, queued before the first write, 1 to 64.
         payload_bytes: The size of a message, >= 48; 130 makes a frame of 134 bytes.
-        rate_per_s: Publications per second at fixed times; 0: each begins `gap_s` after the one before was
+        rate_per_s: Publications per second at fixed times; 0: each starts `gap_s` after the one before was
             written.
         gap_s: The pause between publications if there is no rate.
     """

@@ -50,7 +50,7 @@ class ReactorServer:
         return port
 
     def publish(self, channel: str, payloads: Sequence[bytes]) -> int:
-        """Queue the messages; writing to the subscribers begins with the next pass of the loop."""
+        """Queue the messages; writing to the subscribers starts with the next pass of the loop."""
         reached = 0
         for payload in payloads:
             reached = self._reactor.publish(channel.encode(), (payload,))

@@ -122,7 +122,7 @@ class RedisPublisher:
         """Publish at a fixed rate: at the end of each millisecond, the messages that became due in it.
 
         A message that is late keeps its due time. The messages are made before the first is due, as those of
-        a flood are: when they were made on the way, that took time of the processor that Redis and the
+        a flood are: when they were made on the way, that took time of the CPU that Redis and the
         clients share, and this backend was late by up to 15 ms.
         """
         total = plan.count * len(plan.channels)

@@ -9,7 +9,7 @@ from typing import Protocol
 __all__ = ["BACKLOG", "REFUSAL", "SUBSCRIBE", "Server", "loopback_listener"]
 
 BACKLOG = 4096
-# A text message that begins with this is a subscription and is not echoed.
+# A text message that starts with this is a subscription and is not echoed.
 SUBSCRIBE = b"subscribe:"
 # The answer of peers without a handshake module at their connection limit.
 REFUSAL = (

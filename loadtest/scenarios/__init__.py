@@ -1,8 +1,8 @@
 """The scenarios of the bench, one file for each kind; `SCENARIOS` lists them in the order in which they run.
 
-A scenario has a floor (the figures of the C probe for the same work) and a measure (the same work done by a
-server). Both return the figures of one run by name, in the unit of the name. A lost message is recorded on
-the contender: a run that lost something fails, whatever its figures are.
+A scenario has a floor (the numbers of the C probe for the same work) and a measure (the same work done by a
+server). Both return the numbers of one run by name, in the unit of the name. A lost message is recorded on
+the contender: a run that lost something fails, whatever its numbers are.
 """
 
 from loadtest.scenarios.connecting import HANDSHAKE, REFUSAL

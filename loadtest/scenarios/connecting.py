@@ -26,7 +26,7 @@ _COUNTED_S: Final = 10.0  # time in which a shard writes its counters; it does s
 def _accept_floor(sizes: Sizes, processors: tuple[int, int] | None) -> Figures:
     """Measure accept with 101, and accept alone by epoll and by io_uring.
 
-    The latter two have figures for system calls and context switches too.
+    The latter two have numbers for system calls and context switches too.
     """
     result = floor_probe.run(
         "accept", processors=processors, sockets=sizes.handshakes, window=sizes.handshake_window

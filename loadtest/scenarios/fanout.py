@@ -77,7 +77,7 @@ def measure_publish(
     """Publish as `publish` does, measure it, and record lost messages.
 
     Returns:
-        cpu_us (per delivery), p99_ms (from the intended time), engine_share (of its processor), and pool_hits
+        cpu_us (per delivery), p99_ms (from the intended time), engine_share (of its CPU), and pool_hits
         and pool_misses.
     """
     engine, server = contender.engine, contender.server

@@ -43,7 +43,7 @@ def measure(contender: Contender, sizes: Sizes, runs: int, say: Callable[[str], 
     """Measure `runs` windows at the high rate, close most connections, and measure as many at the low rate.
 
     Args:
-        contender: A server with ping_interval_ms set; the figures are added to it.
+        contender: A server with ping_interval_ms set; the numbers are added to it.
         sizes: The numbers of connections, and the interval.
         runs: The number of windows per rate.
         say: Prints progress.

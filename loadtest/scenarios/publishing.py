@@ -7,7 +7,7 @@ clients: each publishes to a channel to which only it is subscribed, with so man
 shard never waits.
 
 The CPU time is that of the shard, from the first publication until the last one is read. On a machine with
-two processors Redis, backend and clients share the other processor, so the knee may be theirs:
+two CPUs Redis, backend and clients share the other CPU, so the knee may be theirs:
 `publication_busy_share` is the share of the flood's time in which the shard worked.
 """
 
@@ -103,7 +103,7 @@ def _pace(
 ) -> Figures:
     """Publish at a rate over all channels; return the latency and the lateness of the backend.
 
-    Backend, bus and clients have real-time priority, the shard does not: they share one processor with all
+    Backend, bus and clients have real-time priority, the shard does not: they share one CPU with all
     other programs of the machine. A trace showed another process on it for 45 ms, in slices of 4 ms.
     """
     each = max(1, int(rate_per_s * sizes.pace_s / len(channels)))

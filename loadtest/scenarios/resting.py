@@ -20,7 +20,7 @@ def measure(results: Results, start: Callable[[int], GatewayProcess], sizes: Siz
     """Measure the memory of both gateways, and `runs` times the share of a core that an idle shard uses.
 
     Args:
-        results: The figures are added to it.
+        results: The numbers are added to it.
         start: Starts a gateway with so many shards.
         sizes: The number of shards of the second gateway, and the length of each run.
         runs: How often the share is measured.
@@ -43,7 +43,7 @@ def measure(results: Results, start: Callable[[int], GatewayProcess], sizes: Siz
 
 
 def _busy_share(gateway: GatewayProcess, duration_s: float) -> float:
-    """Wait; return the share of a processor that one shard used during that time."""
+    """Wait; return the share of a CPU that one shard used during that time."""
     before_s, began_s = gateway.cpu_s(), time.monotonic()
     time.sleep(duration_s)
     return (gateway.cpu_s() - before_s) / (time.monotonic() - began_s) / gateway.shards

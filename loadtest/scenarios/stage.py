@@ -57,7 +57,7 @@ class Driven(Protocol):
         """Wait for the result of a command that was started."""
 
     def cpu_s(self) -> float:
-        """Return the CPU time of the measured process so far, in seconds."""
+        """Return the CPU time of the measured process until now, in seconds."""
 
     def settle(self, *, timeout_s: float = 15.0) -> None:
         """Wait until the measured process uses almost no CPU."""
@@ -152,7 +152,7 @@ class Sizes:
 
 @dataclass(slots=True, kw_only=True)
 class Results:
-    """The figures and losses of one server over all runs.
+    """The numbers and losses of one server over all runs.
 
     Attributes:
         name: The name in the results.
@@ -165,7 +165,7 @@ class Results:
     lost: list[str] = field(default_factory=list)
 
     def add(self, figures: Mapping[str, float]) -> None:
-        """Append the figures of one run."""
+        """Append the numbers of one run."""
         for name, value in figures.items():
             self.runs.setdefault(name, []).append(value)
 
@@ -185,7 +185,7 @@ class Contender(Results):
     next_sequences: dict[str, int] = field(default_factory=dict)
 
     def pool(self) -> tuple[int, int]:
-        """Return (pool hits, pool misses) so far; zeros for a server without a pool."""
+        """Return (pool hits, pool misses) until now; zeros for a server without a pool."""
         counters: dict[str, int] = self.server.call("stats")["counters"]
         return counters.get("pool_hits", 0), counters.get("pool_misses", 0)
 
@@ -222,8 +222,8 @@ class Scenario:
         name: The value of --only.
         contenders: The names of the servers that take part.
         needs_many: Whether the `many` subscribers must be connected.
-        floor: Returns the floor's figures of one run; None if C has nothing to compare with.
-        measure: Returns one contender's figures of one run; its engine argument is the visitor. None: only
+        floor: Returns the floor's numbers of one run; None if C has nothing to compare with.
+        measure: Returns one contender's numbers of one run; its engine argument is the visitor. None: only
             the gateway is measured.
         measure_gateway: The same for the gateway; None: the gateway takes no part.
     """
@@ -277,7 +277,7 @@ def start_engine(number: int, processor: int | None, counted: tuple[str, ...] = 
 def favoured(pid: int) -> Iterator[bool]:
     """Give a measuring process real-time priority during the block; yield False if that is not allowed.
 
-    The time in which it waits for a processor is then not part of the figures.
+    The time in which it waits for a CPU is then not part of the numbers.
     """
     try:
         os.sched_setscheduler(pid, os.SCHED_FIFO, os.sched_param(1))

@@ -32,7 +32,7 @@ WIDER: Final = """
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
-    """The folder with the built pages, and the warnings of the build."""
+    """The directory with the built pages, and the warnings of the build."""
     folder = tmp_path_factory.mktemp("docs")
     command = [sys.executable, "-m", "sphinx", "--builder", "html", "--conf-dir", "docs", "--quiet"]
     command += ["--doctree-dir", str(folder / "doctrees"), ".", str(folder / "html")]

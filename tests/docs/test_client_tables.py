@@ -33,7 +33,7 @@ Table = dict[str, list[str]]
 
 
 def table_below(page: str, heading: str) -> Table:
-    """The rows of the table whose header begins so; a first cell with two names makes two rows."""
+    """The rows of the table whose header starts so; a first cell with two names makes two rows."""
     lines = iter((DOCS / page).read_text().splitlines())
     if not any(line.startswith(heading) for line in lines):
         raise AssertionError(f"{page} has no table {heading!r}")

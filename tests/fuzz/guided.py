@@ -10,7 +10,7 @@ with that of a slow and simple reader, and the accounts of the reactor with its 
 
 The modules under test are compiled once more with clang and instrumented, below build/guided; the
 development build does not change. Inputs that reached new code stay in build/guided/corpus, and the next run
-begins with them. The input of a fault is kept in reports/fuzz.
+starts with them. The input of a fault is kept in reports/fuzz.
 
 The program needs clang and its runtime (Debian: clang-14 and libclang-rt-14-dev), which are installed where
 that is allowed. Without them a run fails; with `--if-available` it prints that it is skipped.

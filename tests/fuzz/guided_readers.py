@@ -33,7 +33,7 @@ class Reader:
 
     Attributes:
         modules: The compiled modules that are instrumented, as a pattern below the repository.
-        start: Makes the function that judges one input; it raises AssertionError for a fault.
+        start: Makes the function that checks one input; it raises AssertionError for a fault.
         seeds: Makes the inputs to begin with.
         words: Parts of inputs for libFuzzer's dictionary, as libFuzzer spells them.
     """

@@ -142,7 +142,7 @@ class HeadsTarget:
         return peer
 
     def _send(self, peer: Peer, data: bytes) -> None:
-        """Send, and turn until the reactor's end has everything, or has judged what came before."""
+        """Send, and turn until the reactor's end has everything, or has checked what came before."""
 
         def is_there() -> bool:
             nonlocal data

@@ -365,7 +365,7 @@ def test_two_processes_with_one_address_never_exceed_its_limit_and_lose_no_count
 
 
 def test_shard_whose_clock_is_3_ms_behind_does_not_refill_the_rate_of_an_address() -> None:
-    """Each shard reads the clock when its pass begins; a bucket that another shard emptied stays empty."""
+    """Each shard reads the clock when its pass starts; a bucket that another shard emptied stays empty."""
     addresses = shared(shards=2)
     limits = GateLimits(per_address_rate_per_s=20, trusted_networks=PROXY)
     with two_halls(limits, addresses) as (ahead, behind):

@@ -70,7 +70,7 @@ def wheel_names(built: InstalledWheel) -> list[PurePosixPath]:
 
 
 def sdist_names(built: InstalledWheel) -> list[PurePosixPath]:
-    """Return the paths in the sdist below its top folder."""
+    """Return the paths in the sdist below its top directory."""
     with tarfile.open(built.sdist) as archive:
         return [PurePosixPath(*PurePosixPath(name).parts[1:]) for name in archive.getnames()]
 

@@ -291,7 +291,7 @@ def test_engine_matches_answers_without_a_stamp_to_the_oldest_message(rig: Rig) 
     stats = rig.engine.stats()
     assert stats["echo_latency"]["count"] == 300
     assert stats["echo_latency"]["p99"] > 250_000_000 and stats["echo_latency"]["p90"] > 150_000_000
-    # A second plan on the same connections begins with its own first message.
+    # A second plan on the same connections starts with its own first message.
     assert rig.engine.echo(dataclasses.replace(plan, duration_s=0.1))["received"] == 50
     assert_clean(rig.engine.stats())
 

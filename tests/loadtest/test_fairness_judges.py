@@ -1,4 +1,4 @@
-"""Judge given numbers as the load programs about shared resources do: each broken promise is a miss."""
+"""Check given numbers as the load programs about shared resources do: each broken promise is a miss."""
 
 from typing import Any, Final
 

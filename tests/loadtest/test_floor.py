@@ -10,7 +10,7 @@ from loadtest.harness import floor_probe
 
 SOCKETS = 64
 ROUNDS = 2
-# From a scenario to the figure that the bench uses, and to the figures that must agree with the counts.
+# From a scenario to the figure that the bench uses, and to the numbers that must agree with the counts.
 SCENARIOS = {
     "fanout": (
         "cpu_us_per_delivery",

@@ -46,7 +46,7 @@ TINY: Final = dataclasses.replace(
     resting_shards=2,
     resting_s=0.1,
 )
-# The figures of the gateway that have a budget.
+# The numbers of the gateway that have a budget.
 JUDGED: Final = {
     "bytes_per_conn",
     "allocatedblocks_per_conn",

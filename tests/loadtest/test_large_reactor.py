@@ -1,4 +1,4 @@
-"""Run the benchmark of large reactors, small: it counts its messages and judges its figures."""
+"""Run the benchmark of large reactors, small: it counts its messages and checks its numbers."""
 
 import pytest
 

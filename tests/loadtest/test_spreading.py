@@ -1,4 +1,4 @@
-"""Judge how attempts after a restart are spread over time (loadtest/harness/spreading.py)."""
+"""Check how attempts after a restart are spread over time (loadtest/harness/spreading.py)."""
 
 import pytest
 

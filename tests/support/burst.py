@@ -1,6 +1,6 @@
 """Publish bursts in one pipeline, and read them with many readers in one thread.
 
-Every publication is a JSON string that begins with its number. A reader keeps no bytes: it checks that the
+Every publication is a JSON string that starts with its number. A reader keeps no bytes: it checks that the
 numbers increase by one, and records missing numbers, gaps and the bye.
 """
 

@@ -26,7 +26,7 @@ __all__ = ["DEFECTS", "PLAIN", "SUITES", "Defect", "main", "plant"]
 ROOT: Final = Path(__file__).resolve().parents[2]
 COPY: Final = ROOT / "build" / "defect"
 BUILT: Final = ("build/cython", "build/inplace", "build/inplace-objects")
-"""Folders of the development build, so that only the changed module is compiled again."""
+"""Directories of the development build, so that only the changed module is compiled again."""
 
 
 class Defect(NamedTuple):

@@ -2,7 +2,7 @@
 
 The page is one session in a temporary directory that looks like a fresh copy of the repository. Shell
 blocks are typed into one shell. A block that keeps its terminal (a gateway, a web server) runs in a
-terminal of its own, which begins with the directory and the environment of that shell; it is stopped with
+terminal of its own, which starts with the directory and the environment of that shell; it is stopped with
 Ctrl-C at the end of the page.
 
 The session has a network of its own, in which nothing but a loopback interface exists. So the ports of the
@@ -423,7 +423,7 @@ def run_page(page: Path) -> None:
     """Run all blocks of a page.
 
     Raises:
-        PageError: A block does not do what the page says; the message begins with the line of the block.
+        PageError: A block does not do what the page says; the message starts with the line of the block.
     """
     steps = parse_page(page.read_text())
     with tempfile.TemporaryDirectory(prefix="wsgate-docs-") as name, contextlib.ExitStack() as stack:

@@ -31,7 +31,7 @@ class NodeError(AssertionError):
 
 @dataclass(frozen=True)
 class Node:
-    """An interpreter, and the folder of its packages."""
+    """An interpreter, and the directory of its packages."""
 
     program: str
     modules: Path

@@ -62,7 +62,7 @@ class OutboxModel:
     head_written: int = 0
     pongs: list[bytes] = field(default_factory=list)
     pong_written: int = 0
-    wire: bytearray = field(default_factory=bytearray)  # all bytes written so far
+    wire: bytearray = field(default_factory=bytearray)  # all bytes written until now
     blocked: bool = False
     owed: int = 0  # bytes that waited at the last short write and are not yet taken
     paused: bool = False

@@ -26,7 +26,7 @@ CODE_ENDINGS: Final = (".py", ".pyi", ".pyx", ".pxd", ".js", ".mjs", ".c", ".h",
 OUTPUT: Final = "loadtest/results/"
 """Programs write here; what they write is not part of the repository."""
 _PYTHON: Final = (".py", ".pyi")
-# A path below a folder of the repository, with the name of something in the file or the anchor of a heading.
+# A path below a directory of the repository, with a name in the file or the anchor of a heading.
 _FOLDERS: Final = "|".join(re.escape(folder) for folder in (*CODE_FOLDERS, ".ci"))
 CITATION: Final = re.compile(
     rf"(?<![\w./-])(?P<path>(?:{_FOLDERS})/[\w./*-]*[\w/*])(?::(?P<name>[A-Za-z_][\w.]*))?(?:#(?P<anchor>[\w-]+))?"

@@ -152,11 +152,11 @@ class Rig:
         assert not faults, "\n".join(faults)
 
     def of(self, peer: Peer) -> list[tuple[int, bytes | int]]:
-        """Return all events of one connection so far, as (kind, value)."""
+        """Return all events of one connection until now, as (kind, value)."""
         return [(kind, value) for kind, conn, value in self.events if conn == peer.conn]
 
     def messages(self, peer: Peer) -> list[bytes]:
-        """Return all messages of one connection so far."""
+        """Return all messages of one connection until now."""
         return [
             value
             for kind, value in self.of(peer)

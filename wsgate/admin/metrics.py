@@ -3,7 +3,7 @@
 Rules:
 - A scrape reads only the block. It never interrupts a shard, and its cost does not depend on the load.
 - A counter is the sum over the keeper, the shards and the shards that have ended, so it never decreases. A
-  histogram is exported per shard and begins at 0 with the successor of a shard, as Prometheus expects of a
+  histogram is exported per shard and starts at 0 with the successor of a shard, as Prometheus expects of a
   process that was restarted.
 - Label values come from the layout, which is fixed. No input of a client can create one.
 - Every slot is exported. A slot that no table here names is exported under its own name.
@@ -363,7 +363,7 @@ _COUNTERS: Final = (
         "log_lines_dropped",
     ),
 )
-# Families with one label value for each slot whose name begins with the last text.
+# Families with one label value for each slot whose name starts with the last text.
 _MARKED: Final = (
     (
         "errors",

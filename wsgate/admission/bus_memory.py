@@ -1,4 +1,4 @@
-"""Divides the memory of a node's private bus into parts, and judges when new names must be refused.
+"""Divides the memory of a node's private bus into parts, and decides when new names must be refused.
 
 Pure: the functions take and return numbers. Three parts share the memory:
 
@@ -96,7 +96,7 @@ def names_bytes(count: int, name_bytes: int) -> int:
 
 
 class BusLedger:
-    """Compares the memory of the private bus with its parts, for one shard, and judges whether it is full.
+    """Compares the memory of the private bus with its parts, for one shard, and decides whether it is full.
 
     Args:
         shares: How the memory is divided.

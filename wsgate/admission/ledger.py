@@ -4,7 +4,7 @@ Pure: the functions take and return numbers. The reactor has the accounts (react
 and sheds connections by them at once. This module compares them with the memory of the process once a second,
 and estimates how many more connections fit.
 
-A state begins at one mark and ends at another one, so that it does not change all the time:
+A state starts at one mark and ends at another one, so that it does not change all the time:
 
     open       newcomers are accepted
     refusing   from 15/16 of the memory budget on until 7/8, or from the last free slot or descriptor on until

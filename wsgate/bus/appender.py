@@ -157,7 +157,7 @@ class Appender:
         self._waiting: deque[_Entry] = deque()
         self._sent: deque[_Entry] = deque()
         self._held_bytes = 0
-        self._sent_s = 0.0  # when the oldest unanswered event was sent, or a reply last came
+        self._sent_s = 0.0  # when the oldest unanswered event was sent, or a reply last arrived
         self._pinged_s = 0.0
         self._wake = asyncio.Event()
         self._is_empty = asyncio.Event()  # set by a reply after which no event is kept

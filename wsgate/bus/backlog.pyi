@@ -22,7 +22,7 @@ class Backlog:
 
     @property
     def dropped(self) -> int:
-        """The number of publications dropped so far because the queue was at its limit."""
+        """The number of publications dropped until now because the queue was at its limit."""
 
     def put(self, name: bytes, payload: bytes | None) -> None:
         """Append one publication to the queue; O(1), or O(n) of the publications that it displaces.

@@ -61,7 +61,7 @@ cdef class Backlog:
 
     @property
     def dropped(self):
-        """The number of publications dropped so far."""
+        """The number of publications dropped until now."""
         return self.dropped_count
 
     # --- in -----------------------------------------------------------------------------------------------

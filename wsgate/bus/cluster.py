@@ -479,7 +479,7 @@ class ClusterPublisher:
         return again
 
     def _give_up(self, maps: int) -> None:
-        """Fail the publications that wait for a map, when none came in time: they were not published."""
+        """Fail the publications that wait for a map, when none arrived in time: they were not published."""
         if maps == self._maps:
             for _, _, done, _, _ in self._take_again():
                 done("down")

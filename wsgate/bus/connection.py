@@ -52,7 +52,7 @@ class Owner(Protocol):
         """Handle replies of the bus in their order.
 
         Returns:
-            How many of the replies were handled. The next pass begins with the others.
+            How many of the replies were handled. The next pass starts with the others.
         """
 
     def on_pass(self) -> None:
@@ -104,7 +104,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def publications(self) -> int:
-        """The number of publications parsed on this connection so far."""
+        """The number of publications parsed on this connection until now."""
         return self._reader.publications
 
     def start(self, owner: Owner, backlog: Backlog | None = None) -> None:
@@ -251,7 +251,7 @@ class Connection(asyncio.Protocol):
         """Send one command of the greeting and wait for its reply; only before `start`.
 
         Raises:
-            BackendError: The reply is an error or no plain reply, or the connection was lost before it came.
+            BackendError: The reply is an error or no plain reply, or the connection was lost before.
         """
         self.write(pack(*command))
         if not self._answers:

@@ -53,7 +53,7 @@ class PushReader:
 
     @property
     def publications(self) -> int:
-        """The number of publications to channels parsed so far, those over the payload limit included."""
+        """The number of publications to channels parsed until now, those over the payload limit included."""
 
     def limit_payload(self, limit_bytes: int) -> None:
         """Change the largest payload, in bytes, for publications that are parsed from now on."""

@@ -103,7 +103,7 @@ cdef class PushReader:
 
     @property
     def publications(self):
-        """The number of publications to channels parsed so far."""
+        """The number of publications to channels parsed until now."""
         return self.count
 
     def limit_payload(self, int64_t limit_bytes):
@@ -340,7 +340,7 @@ cdef class PushReader:
         return 0
 
     cdef bint is_ours(self, const Piece *name) noexcept:
-        """Whether an element is the name of a channel: a string that begins with the prefix and is longer."""
+        """Whether an element is the name of a channel: a string that starts with the prefix and is longer."""
         cdef Py_ssize_t size = PyBytes_GET_SIZE(self.prefix)
         return (
             name.kind == PIECE_BULK

@@ -51,7 +51,7 @@ RELOAD_S: Final = 900.0
 """Time between two readings of all revocations. A reading finds those that were stored while this shard did
 not receive the control channel."""
 SECOND_READING_S: Final = 5.0
-"""Time until the second reading after the bus came back. Another shard may still have to store a revocation
+"""Time until the second reading after the bus returned. Another shard may still have to store a revocation
 that it received and this shard missed."""
 RETRY_FIRST_S: Final = 1.0
 RETRY_MOST_S: Final = 60.0
@@ -79,7 +79,7 @@ class Page(NamedTuple):
 
     Attributes:
         revocations: The valid entries.
-        last: The last entry, behind which the next page begins; None: the page is empty, the reading is
+        last: The last entry, behind which the next page starts; None: the page is empty, the reading is
             complete.
         skipped: The number of entries that are no valid revocation.
     """
@@ -210,7 +210,7 @@ class _Reading:
         self._left = REVOCATIONS_MOST
 
     def ask(self, last: ReadPosition) -> None:
-        """Request the page that begins behind an entry."""
+        """Request the page that starts behind an entry."""
         numbers = (last.number, self._retention_s, PAGE_BYTES, USER_LIMIT_BYTES)
         arguments = (last.user, last.score, *(b"%d" % each for each in numbers))
         REVOCATIONS_PAGE.run(self._caller, self._names.revoked(), arguments, self._on_page)

@@ -143,8 +143,8 @@ class Subscriber:
     """A subscriber connection to one server, which reconnects by itself.
 
     Attributes:
-        connects: Connections that were made so far.
-        failures: Connections that were lost, and attempts that failed, so far.
+        connects: Connections that were made until now.
+        failures: Connections that were lost, and attempts that failed, until now.
     """
 
     def __init__(
@@ -183,7 +183,7 @@ class Subscriber:
         self._has_worked = False  # this connection has confirmed a command
         self._has_refused = False  # this connection has replied with an error that ended it
         self._unanswered = 0  # names sent in commands and not answered
-        self._progress_s = 0.0  # when a reply last came, or the first unanswered command was sent
+        self._progress_s = 0.0  # when a reply last arrived, or the first unanswered command was sent
         self._publications = 0  # publications of this connection at the end of the last pass
         self.connects = 0
         self.failures = 0

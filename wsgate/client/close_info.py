@@ -97,7 +97,7 @@ def after_refusal(status: int, retry_after: str | None = None) -> Ending:
 
 
 def is_passing_error(code: int, *, has_retry: bool = False) -> bool:
-    """Whether the same command may succeed later, judged by the code of its `err`.
+    """Whether the same command may succeed later, checked by the code of its `err`.
 
     Args:
         code: The code of the `err`.

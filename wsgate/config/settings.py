@@ -137,7 +137,7 @@ class Server(Section, frozen=True, kw_only=True):
     port: Annotated[int, Meta(ge=0, le=65_535)] = 8000
 
     # Path of the WebSocket endpoint. The client port also answers /readyz and /client.js; any other path gets
-    # 404. With server.dev, "/" redirects to the try page. The path begins with "/" and consists of printable
+    # 404. With server.dev, "/" redirects to the try page. The path starts with "/" and consists of printable
     # ASCII without "?" and "#". Default "/ws".
     path: str = "/ws"
 

@@ -74,7 +74,7 @@ def load(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, Any]
 
     Args:
         path: The TOML file. None: the file that `WSGATE_CONFIG` names, or no file.
-        environ: The environment. Every variable that begins with `WSGATE_` and has a `__` must be a setting,
+        environ: The environment. Every variable that starts with `WSGATE_` and has a `__` must be a setting,
             unless its name is one that Kubernetes makes for a Service.
         flags: The settings from the command line, nested like the file; None: the flag is not given.
 

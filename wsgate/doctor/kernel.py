@@ -52,8 +52,8 @@ def read_kernel(proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> Kernel:
     """Read all numbers once, in a few milliseconds.
 
     Args:
-        proc: The folder where proc is mounted.
-        sys: The folder where sysfs is mounted.
+        proc: The directory where proc is mounted.
+        sys: The directory where sysfs is mounted.
     """
     net, ipv4 = proc / "sys/net", proc / "sys/net/ipv4"
     sockets = _try(lambda: _sockstat((proc / "net/sockstat").read_text())) or {}
@@ -127,7 +127,7 @@ def _netstat(text: str) -> dict[str, int]:
 
 
 def _softnet_dropped(text: str) -> int:
-    """Add up the drops in softnet_stat: the second column of each processor's row, in hexadecimal."""
+    """Add up the drops in softnet_stat: the second column of each CPU's row, in hexadecimal."""
     return sum(int(line.split()[1], 16) for line in text.splitlines())
 
 

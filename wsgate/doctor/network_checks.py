@@ -17,7 +17,7 @@ SYN_SHARE: Final = 0.4
 """Entries of the SYN queue for each connection a second. The same source: with 4,096 entries 0.3 % of 10,000
 SYNs were lost, with 1,024 entries 8.1 %."""
 PACKETS_LEAST: Final = 1_000
-"""The least length of a processor's packet queue. The same source: no drops at 10 Gbit/s; with 400 a few."""
+"""The least length of a CPU's packet queue. The same source: no drops at 10 Gbit/s; with 400 a few."""
 HEADERS_BYTES: Final = 70
 """Bytes of all headers of a message on the link: frame, TCP with timestamps, IP, Ethernet."""
 BROADCAST_SLOW_S: Final = 1.0
@@ -53,7 +53,7 @@ def accept_queue(case: Case) -> Iterator[Finding]:
 
 
 def overflows(case: Case) -> Iterator[Finding]:
-    """Check that no accept queue of the machine has overflowed so far."""
+    """Check that no accept queue of the machine has overflowed until now."""
     overflows, drops = case.kernel.listen_overflows, case.kernel.listen_drops
     if overflows is None or drops is None:
         return
@@ -97,14 +97,14 @@ def syn_backlog(case: Case) -> Iterator[Finding]:
 
 
 def packets(case: Case) -> Iterator[Finding]:
-    """Check the length and the drops of the processors' queues of received packets."""
+    """Check the length and the drops of the CPUs' queues of received packets."""
     if case.kernel.netdev_max_backlog is not None:
         yield from judged(
             "net.core.netdev_max_backlog",
             Severity.ADVICE,
             is_good=case.kernel.netdev_max_backlog >= PACKETS_LEAST,
             now=f"{case.kernel.netdev_max_backlog:,} packets",
-            why="the queue of a processor for packets that arrive faster than they are handled",
+            why="the queue of a CPU for packets that arrive faster than they are handled",
             needed=f"{PACKETS_LEAST:,}",
             fix=f"sysctl -w net.core.netdev_max_backlog={PACKETS_LEAST}",
         )

@@ -86,7 +86,7 @@ class EmbeddedBus:
         return f"unix://{self.socket_path}"
 
     def prepare(self) -> bool:
-        """Make the folder and the link that a start needs, if they are missing; return whether they were.
+        """Make the directory and the link that a start needs, if they are missing; return whether they were.
 
         Raises:
             OSError: They cannot be made.

@@ -322,7 +322,7 @@ class Keeper:
         for number, child in enumerate(self._shards):
             if not child.started_s:
                 continue
-            # The silence begins with the last beat or the last start, whichever is later.
+            # The silence starts with the last beat or the last start, whichever is later.
             is_new = now_ms - int(child.started_s * 1000) <= UNSERVED_MS
             if not is_new and not has_beaten(self._block.shard(number)["beat_ms"], now_ms, UNSERVED_MS):
                 refused = refuse_waiting(self._plan.listeners[number])

@@ -52,7 +52,7 @@ def cpu_quota(membership: Path, root: Path) -> float:
 
     Args:
         membership: The file `/proc/<pid>/cgroup`.
-        root: The folder where the control groups are mounted.
+        root: The directory where the control groups are mounted.
 
     Source: cgroups(7); the kernel's cgroup-v2.rst, cpu.max; cgroup-v1 sched-bwc.rst, cpu.cfs_quota_us.
     """
@@ -107,7 +107,7 @@ def _bytes_of(file: Path) -> int:
 
 
 def _groups(membership: Path, root: Path, controller: str) -> Iterator[Path]:
-    """Yield the folders of the groups that may limit a controller, and of the groups around them."""
+    """Yield the directories of the groups that may limit a controller, and of the groups around them."""
     try:
         rows = [line.split(":", 2) for line in membership.read_text().splitlines()]
     except OSError:
@@ -125,7 +125,7 @@ def _groups(membership: Path, root: Path, controller: str) -> Iterator[Path]:
 
 
 def _quota_of(folder: Path) -> float:
-    """Read the CPU quota in a group's folder, in cores; 0: no limit, or no such file."""
+    """Read the CPU quota in a group's directory, in cores; 0: no limit, or no such file."""
     try:
         if (folder / "cpu.max").exists():
             quota, period = (folder / "cpu.max").read_text().split()

@@ -51,11 +51,11 @@ BACKLOG_SHARE: Final = 4
 BLOCKED_GRACE_MS: Final = 5_000
 """After a socket became full, the limit of frames does not count for this long; those of bytes and age do.
 
-A socket is also full while its peer's process waits for a processor: on a busy machine for seconds."""
+A socket is also full while its peer's process waits for a CPU: on a busy machine for seconds."""
 BLOCKED_MOVING_MS: Final = 250
 """Publications wait for a slow connection only if its socket took bytes within this time, or in a crowd.
 
-It is one tick of the reactor's timers. On a busy machine a process waits about as long for a processor.
+It is one tick of the reactor's timers. On a busy machine a process waits about as long for a CPU.
 """
 
 POLICIES: Final = {

@@ -27,7 +27,7 @@ _LATER: Final = (
     "wsgate.bus.once",
 )
 """Modules that are otherwise imported when they are first used. After the change of the user such an import
-may fail, because the new user may have no right to read the folder where Python or wsgate is installed."""
+may fail, because the new user may have no right to read the directory where Python or wsgate is installed."""
 
 
 @dataclass(frozen=True, slots=True)

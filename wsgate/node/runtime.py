@@ -75,7 +75,7 @@ def runtime_directory(
     """Find the runtime directory, and make it if it is missing.
 
     It is `$RUNTIME_DIRECTORY` (made by systemd), else `wsgate` below `$XDG_RUNTIME_DIR`, else `wsgate-<uid>`
-    in the system's temporary folder.
+    in the system's temporary directory.
 
     Args:
         environ: The environment of this process.
@@ -156,7 +156,7 @@ def read_lock_holder(lock_fd: int) -> str:
 class RuntimeFiles:
     """The files of a running gateway in the runtime directory, which are made again when they are removed.
 
-    The default directory is in the temporary folder, where cleaning programs remove old files.
+    The default directory is in the temporary directory, where cleaning programs remove old files.
 
     Args:
         locate: Returns the directory, and makes it if it is missing.

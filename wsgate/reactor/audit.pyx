@@ -50,7 +50,7 @@ cdef uint64_t rounded(uint64_t size):
 
 
 cdef class _Audit:
-    """One run of the audit: the sums found so far, and the faults."""
+    """One run of the audit: the sums found until now, and the faults."""
 
     cdef Core *core
     cdef Reactor reactor
@@ -178,7 +178,7 @@ cdef class _Audit:
             return PACE_READER
         if not c.outbox.grace_ms:
             return PACE_NONE
-        # A connection that no longer takes bytes is counted as moving until its timer comes due.
+        # A connection that no longer takes bytes is counted as moving until its timer expires.
         if c.outbox.pace == PACE_MOVING and self.core.limits.blocked_moving_ms:
             return PACE_MOVING
         return PACE_MOVING if self.core.clock_ms < c.outbox.blocked_ms + self.core.limits.blocked_moving_ms else PACE_BEHIND
@@ -542,7 +542,7 @@ cdef class _Audit:
                 self.faults.append(f"slot {slot}: no timer in state {STATE_NAMES[c.state]}")
             if c.wheel_tick != NONE and c.state in (STATE_HEAD, STATE_DECIDING, STATE_CLOSING, STATE_LINGERING):
                 due = max((c.deadline_ms - self.core.wheel.base_ms + TICK_MS - 1) // TICK_MS, self.core.wheel.tick + 1)
-                # The wheel promises that a timer comes due at most one step after its deadline.
+                # The wheel promises that a timer expires at most one step after its deadline.
                 if c.wheel_tick > min(due, self.core.wheel.tick + WHEEL_SLOTS) + 1:
                     self.faults.append(
                         f"slot {slot}: its timer is due at step {c.wheel_tick}, its deadline at {due}"

@@ -298,7 +298,7 @@ cdef int resize_subscribers(Core *core, Channel *channel, uint32_t wanted) noexc
 # --- a connection's table of subscriptions ----------------------------------------------------------
 
 cdef inline uint32_t home_of(Core *core, uint32_t channel, uint32_t bits) noexcept nogil:
-    """Return the cell where probing for a channel begins in a connection's table.
+    """Return the cell where probing for a channel starts in a connection's table.
 
     The hash is keyed, because a client chooses its channels.
     """

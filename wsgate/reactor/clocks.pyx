@@ -1,4 +1,4 @@
-"""Read the monotonic clock and the thread's processor time.
+"""Read the monotonic clock and the thread's CPU time.
 
 They bound and charge the work inside a pass. Deadlines use the clock that the caller passes in.
 """
@@ -22,7 +22,7 @@ cdef int64_t clock_ns() noexcept nogil:
 
 
 cdef int64_t thread_ns() noexcept nogil:
-    """Read the processor time of this thread in nanoseconds; 0.6 us, because it is a system call."""
+    """Read the CPU time of this thread in nanoseconds; 0.6 us, because it is a system call."""
     cdef timespec now
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now)
     return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec

@@ -20,7 +20,7 @@ ctypedef struct FrameHeader:
     uint64_t length              # of the payload
     uint8_t final
     uint8_t opcode
-    uint8_t deflated             # RSV1 is set: a compressed message begins
+    uint8_t deflated             # RSV1 is set: a compressed message starts
     uint8_t mask[4]
 
 cdef int codec_header(

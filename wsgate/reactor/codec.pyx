@@ -16,7 +16,7 @@ cdef int codec_header(
 ) noexcept nogil:
     """Parse the header of a client's frame from the first bytes of `data`.
 
-    Each byte is judged as soon as it is available, so that an invalid header is found however it is split.
+    Each byte is checked as soon as it is available, so that an invalid header is found however it is split.
     `may_deflate`: permessage-deflate was agreed on.
 
     Returns:

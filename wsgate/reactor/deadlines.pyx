@@ -1,7 +1,7 @@
-"""The deadlines of connections, and what happens when a connection's timer comes due.
+"""The deadlines of connections, and what happens when a connection's timer expires.
 
 One timer stands for all deadlines of a connection. `nearest` computes them from the state each time, so that
-no second copy must be kept up to date. Deadlines that judge a peer are on the reactor's own clock, which
+no second copy must be kept up to date. Deadlines that apply to a peer are on the reactor's own clock, which
 stands still during a forgiven stall of this process. The application's deadline moves with a stall only if
 the application wants that, because a stall must not prolong a token. The expiry of a token is wall-clock time
 and follows that clock when it is set. Whenever such a deadline may have come nearer (a stall was forgiven, or
@@ -231,7 +231,7 @@ cdef void ask_kernel(Core *core, Connection *c) noexcept nogil:
     """Charge a connection for what the kernel holds in a socket that is not full.
 
     A peer that does not read can fill the buffers of the kernel before its socket is full. The query takes
-    0.4 us. It is made when the timer of the heartbeat comes due in any case, if more than pings was sent
+    0.4 us. It is made when the timer of the heartbeat expires in any case, if more than pings was sent
     since the last query, if the kernel held something then, or if reading is paused. After a write of
     ASK_BYTES it is made within a second, because so much may fill a small window at once (writer.pyx). Before
     this, fifty such peers held 19 KB each that was not charged, until their sockets were full.
@@ -267,7 +267,7 @@ cdef void due(Core *core, uint32_t slot) noexcept nogil:
         if c.state == STATE_OPEN:
             due_open(core, slot)
         elif c.state == STATE_HEAD and c.flags & IN_ATTENTION:
-            # Its bytes wait for a turn: judge the head once they have been read.
+            # Its bytes wait for a turn: check the head once they have been read.
             wheel_arm(core, slot, core.clock_ms + TICK_MS)
             return
         elif c.state == STATE_HEAD:

@@ -41,7 +41,7 @@ if there are only such connections. If all places are taken, the smallest debt i
 DEBT_MOST_NS. While no connection in debt waits, the level rises by one FORGIVEN_PART of the caller's time, so
 that old debts are forgiven.
 
-Time by the clock may have gone to another process. So a long time is compared with the processor time that
+Time by the clock may have gone to another process. So a long time is compared with the CPU time that
 this thread has used since that was last read, and the smaller one is charged. The beginning of a pass reads
 it at most once a millisecond. Otherwise a well-behaved client would pay for a busy machine.
 
@@ -169,7 +169,7 @@ cdef void debts_decay(Debt *row) noexcept nogil:
 cdef int64_t debts_measured(Core *core, int64_t wall_ns) noexcept nogil:
     """Return the part of a measured time that this thread itself has used.
 
-    A time below LONG_NS is returned unchanged. For a longer one the thread's processor time is read, which
+    A time below LONG_NS is returned unchanged. For a longer one the thread's CPU time is read, which
     takes 0.6 us.
     """
     cdef int64_t now_ns

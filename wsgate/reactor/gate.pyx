@@ -1,6 +1,6 @@
 """The gate accepts sockets, and refuses those that a limit excludes before their request is read.
 
-It accepts at most 32 sockets at once and judges each of them from counters alone. A socket either gets a slot
+It accepts at most 32 sockets at once and checks each of them from counters alone. A socket either gets a slot
 or is refused with the HTTP response that the caller has set. That response must reach the peer. So the gate
 sends it, shuts the write side, and keeps reading from the socket (a drain) until the peer ends the stream.
 Drains are limited in bytes, time and number. When all drains are in use, a peer whose whole head has already
@@ -195,7 +195,7 @@ cdef bint is_offered_too_much(Core *core) noexcept nogil:
     The factor is not two, because a connection in the kernel's queue is answered late. When two and a half
     times the rate was offered for eight seconds, the p99 of all responses was 3.3 s with a factor of two;
     with four it is milliseconds: python -m loadtest overload
-    At least a thousand sockets a second are accepted and judged, because refusing so few costs little.
+    At least a thousand sockets a second are accepted and checked, because refusing so few costs little.
     """
     cdef int64_t now_ns = core.now_ms * 1000000, cost = offer_cost(core)
     if cost == 0 or core.gate.offer_ns < now_ns:
@@ -406,7 +406,7 @@ cdef inline bint looks_at_addresses(Core *core) noexcept nogil:
 
 
 cdef void gate_accept_handover(Core *core, int fd, uint8_t handovers) noexcept nogil:
-    """Judge a socket that a sibling accepted; the reactor owns the socket from now on.
+    """Check a socket that a sibling accepted; the reactor owns the socket from now on.
 
     `handovers` is the number of handovers that it has passed, at least 1.
     """

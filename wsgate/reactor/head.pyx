@@ -1,8 +1,8 @@
 """Collects the request head of a new connection, up to a limit of bytes, and reports it when it is whole.
 
-Searches for the empty line only; the head itself is judged in wsgate/handshake.py. If the settings say so, a
-trusted proxy must send a PROXY header first, under the same deadline. The client's address in it is judged
-here, as the gate judges the address of a peer.
+Searches for the empty line only; the head itself is checked in wsgate/handshake.py. If the settings say so, a
+trusted proxy must send a PROXY header first, under the same deadline. The client's address in it is checked
+here, as the gate checks the address of a peer.
 """
 
 from cpython.bytes cimport PyBytes_FromStringAndSize

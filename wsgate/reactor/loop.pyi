@@ -97,7 +97,7 @@ class Reactor:
         """Replace the limits and deadlines of all connections, also of those that are already open.
 
         An armed timer keeps its time; the new deadlines of an open connection count from when that timer
-        comes due. A connection that waits for its head, its upgrade, the end of its Close or of lingering
+        expires. A connection that waits for its head, its upgrade, the end of its Close or of lingering
         keeps the deadline that it has. `report_vacated`, `report_meta` and the HTTP responses keep the values
         that they had when the reactor was made.
 
@@ -270,7 +270,7 @@ class Reactor:
 
         A connection that has lately cost more than its share is read after all others (debts.pyx). The
         reactor charges 5 us for each message by itself, so the call is needed only for a message that took
-        clearly longer. A cost of 0.2 ms or more is compared with the processor time that this thread has used
+        clearly longer. A cost of 0.2 ms or more is compared with the CPU time that this thread has used
         since the reactor last read it, and the smaller one is charged. A stale handle has no effect.
 
         Args:
@@ -288,7 +288,7 @@ class Reactor:
         """Act on deadlines that have passed and do the reactor's periodic work; call it every 250 ms.
 
         If no call at all came for more than 2 s and this one is late by as much, the process itself was
-        stopped: every deadline that judges a peer moves by the delay, at most once a minute.
+        stopped: every deadline that applies to a peer moves by the delay, at most once a minute.
 
         Args:
             now_ms: The caller's monotonic clock in milliseconds.
@@ -567,7 +567,7 @@ class Reactor:
             close_code: The code that the peer is sent; 0 means 4001. With 4002 the reason is `auth_timeout`,
                 otherwise `token_expired`.
             is_forgiven: Whether the deadline moves when a stall of this process is forgiven (see `tick`),
-                because it judges how fast the peer acts.
+                because it measures how fast the peer acts.
 
         Returns:
             False for a stale handle.

@@ -1,6 +1,6 @@
 """The `Reactor` class, through which Python code calls the compiled reactor, and the passes of its poll loop.
 
-Owns the epoll set and the state of the reactor. It is the only file of this folder, besides addresses.pyx,
+Owns the epoll set and the state of the reactor. It is the only file of this directory, besides addresses.pyx,
 testing.pyx and audit.pyx, that Python code calls. It translates handles to connections, `bytes` to pointers
 and counters to dictionaries; the work of a call is done in the file that is named after it. The interface
 with types and promises is loop.pyi.
@@ -8,7 +8,7 @@ with types and promises is loop.pyi.
 A pass is one call of `poll`. First epoll_wait adds the connections that are ready to the attention queue.
 Then every connection that was on the queue gets one turn, in order, until the budget of the pass is used. So
 a peer that sends without pause has one turn in each round, and a turn is shorter when more connections wait.
-The first turn of a connection that was just accepted comes before the others. A connection that has lately
+The first turn of a connection that was just accepted precedes the others. A connection that has lately
 cost more than its share has its turn after all others: see debts.pyx.
 """
 

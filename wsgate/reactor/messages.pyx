@@ -103,7 +103,7 @@ cdef bint control_conforms(Core *core, Connection *c) noexcept nogil:
 cdef int violate(Core *core, uint32_t slot, int reason) noexcept nogil:
     """End reading from a peer that broke a rule, and fail an open connection with `reason`.
 
-    A connection that is closing stops waiting for the peer's Close and begins to linger when its outbox is
+    A connection that is closing stops waiting for the peer's Close and starts to linger when its outbox is
     empty. Returns STEP_STOP.
     """
     cdef Connection *c = at(core, slot)

@@ -10,7 +10,7 @@ a peer that keeps up is not, however many publications wait in its outbox. Memor
 because the caller paces its publications: it queues none while `outbox_paces` is true.
 
 A connection that falls behind first has a grace (`Limits.blocked_grace_ms`, 0: none), because a socket is
-also full for a moment when the peer's process waits for a processor. During the grace the outbox may hold
+also full for a moment when the peer's process waits for a CPU. During the grace the outbox may hold
 more frames than its limit, as long as their bytes and their entries are together at most `outbox_bytes`. The
 limits for bytes and age apply during the grace too. A connection that takes 64 KiB within its grace gets
 another one.
@@ -21,7 +21,7 @@ outbox may then hold one message more than its limit for bytes: the message that
 - The connection is moving: its socket took bytes in the last `Limits.blocked_moving_ms`. So a few clients
   that read more slowly than a burst arrives receive the whole burst. A peer that takes nothing delays the
   others once, for that time.
-- There is a crowd. A crowd begins when more than half of all open connections are behind, and ends when less
+- There is a crowd. A crowd starts when more than half of all open connections are behind, and ends when less
   than an eighth is. It counts only while one of these connections takes bytes at least once a second. The
   cause is then mostly one client process that reads for many connections. In a crowd the limit for frames
   does not apply, a grace is three times as long, and every connection that takes 64 bytes within its grace

@@ -155,7 +155,7 @@ cdef void advance(Core *core, int64_t now_ms) noexcept nogil:
     """Move the clocks to `now_ms`, and forgive a stall of our own process at most once a minute.
 
     A stall is a late tick with no other call in the meantime, because a loop that polls is not stalled. A
-    stall that is forgiven stops `clock_ms`, the clock of the deadlines that judge a peer.
+    stall that is forgiven stops `clock_ms`, the clock of the deadlines that apply to a peer.
     """
     cdef int64_t late
     if now_ms <= core.now_ms:

@@ -50,7 +50,7 @@ cdef enum:
     WALK_STEP = 1024             # entries that one step of such a delivery queues
     WALK_AHEAD = 1024            # a step starts only while fewer connections are on the bulk list
     GAP_BYTES = 64               # the most bytes that a pending gap counts for
-    CROWD_PART = 2               # a crowd begins when more than 1/2 of the open connections are behind
+    CROWD_PART = 2               # a crowd starts when more than 1/2 of the open connections are behind
     CROWD_END = 8                # and ends when less than 1/8 is behind
     CROWD_STILL_MS = 1000        # a crowd in which no connection takes a byte for this time is ignored
     CROWD_GRACES = 3             # factor by which a grace is longer in a crowd
@@ -187,7 +187,7 @@ cdef enum EventKind:
     EVENT_PEER_CLOSED
     EVENT_CLOSED
 
-cdef enum Pace:                  # an open connection over half its limits that the limits do not judge
+cdef enum Pace:                  # an open connection over half its limits that the limits do not end
     PACE_NONE = 0
     PACE_READER                  # not behind: publications wait for the connection
     PACE_BEHIND                  # behind, within its grace: publications wait only if there is a crowd
@@ -252,7 +252,7 @@ cdef enum Counter:
     POOL_HITS
     POOL_MISSES
     POLLS
-    TIMERS                       # connection timers that came due
+    TIMERS                       # connection timers that expired
     MESSAGES_INFLATED
     ADDRESSES_UNCOUNTED          # accepted without a count for the address: no cell or journal slot
     HANDED_OVER                  # accepted here and handed over to a sibling that has room
@@ -322,7 +322,7 @@ ctypedef struct Input:           # exists only while input of the connection is 
     uint32_t scanned             # bytes of the head that are known not to contain its end
     uint64_t frame_length
     uint64_t frame_received
-    int64_t started_ms           # when the first byte of the unfinished message came; 0: none has
+    int64_t started_ms           # when the first byte of the unfinished message arrived; 0: none has
     int64_t paused_ms            # when reading was paused last
     uint32_t fragments
     uint32_t utf8
@@ -346,8 +346,8 @@ ctypedef struct Connection:      # 128 bytes: two cache lines
     uint8_t state
     uint8_t variant
     uint16_t flags
-    uint32_t seen_ms             # when the last byte came, low 32 bits of the clock
-    uint32_t message_ms          # when the last whole message came; LINGERING: when lingering began
+    uint32_t seen_ms             # when the last byte arrived, low 32 bits of the clock
+    uint32_t message_ms          # when the last whole message arrived; LINGERING: when lingering began
     uint32_t heartbeat_ms        # when the last ping was sent; 0: none was. LINGERING: bytes discarded
     uint32_t wheel_next
     uint32_t wheel_previous
@@ -434,7 +434,7 @@ ctypedef struct List:            # slots linked through a field of the connectio
 
 ctypedef struct HeadGroup:       # the connections in HEAD whose addresses fall into one group
     List list                    # the oldest connection first, linked through the dirty links
-    uint32_t since_ms            # when the oldest connection came, low 32 bits of the clock
+    uint32_t since_ms            # when the oldest connection arrived, low 32 bits of the clock
 
 ctypedef struct Wheel:
     int64_t base_ms              # time of step 0 on the reactor's clock
@@ -524,7 +524,7 @@ ctypedef struct Pass:            # the part of its budget that one poll has used
     uint64_t bytes
     uint32_t turn_messages       # messages that one turn may take
     uint32_t message_ns          # estimated cost of a message of the connection; 0: not known
-    int64_t expected_ns          # expected cost of the messages taken so far
+    int64_t expected_ns          # expected cost of the messages taken until now
     int64_t inflate_ns           # measured time spent on inflating
     int64_t until_ns
 
@@ -543,7 +543,7 @@ ctypedef struct Core:
     int listener_muted           # the listener is out of the epoll set until the next tick
     int64_t now_ms               # the caller's clock at the last call
     int64_t forgiven_ms          # sum of the forgiven stalls
-    int64_t clock_ms             # the reactor's clock, now_ms - forgiven_ms: for deadlines that judge a peer
+    int64_t clock_ms             # the reactor's clock, now_ms - forgiven_ms: for deadlines that apply to a peer
     int64_t wall_offset_ms       # wall clock - now_ms, for expiries
     uint32_t rearm_slot          # timers from this slot on are to be checked again; NONE: no timer is
     int64_t last_tick_ms         # caller's clock at the last tick
@@ -577,7 +577,7 @@ ctypedef struct Core:
     int is_shedding              # memory is, or lately was, over the budget: connections are shed
     int refuses_newcomers        # the caller has a reason, beyond the accounts, to refuse newcomers
     uint64_t outside_bytes       # memory that the caller holds outside of this reactor
-    uint32_t shed_slot           # slot where the next search for connections to shed begins
+    uint32_t shed_slot           # slot where the next search for connections to shed starts
     Connection **chunks
     uint32_t chunk_count
     uint32_t chunk_limit
@@ -589,7 +589,7 @@ ctypedef struct Core:
     Debt *debts                  # table of DEBT_ROWS, made at the first charge; NULL: no charge yet
     int64_t level_ns             # a debt is `due_ns` minus this level; see debts.pyx
     int64_t level_ms             # caller's clock when passed time last reduced the debts
-    int64_t thread_ns            # processor time of this thread when it was last queried
+    int64_t thread_ns            # CPU time of this thread when it was last queried
     uint32_t unknown_ns          # estimated cost of a message of a debtor without a row in the table
     int is_exact                 # for tests: charges are not checked by a clock, and inflating is free
     uint32_t passes_without      # passes since a costly connection had a turn, while one waited

@@ -1,8 +1,8 @@
 """The timer wheel: one timer for each connection, armed for its nearest deadline.
 
 The wheel is a hashed wheel of 512 steps of 250 ms. A connection has many deadlines and one timer. The timer
-is lazy: when a deadline moves away (a byte came, so the next ping is later), the wheel is not changed. When
-the timer comes due, the deadlines are computed again and the timer is armed for the nearest one. Only a
+is lazy: when a deadline moves away (a byte arrived, so the next ping is later), the wheel is not changed. When
+the timer expires, the deadlines are computed again and the timer is armed for the nearest one. Only a
 deadline that comes nearer moves the timer. So traffic on a connection costs the wheel nothing, and a silent
 connection costs one check per heartbeat.
 
@@ -96,7 +96,7 @@ cdef bint wheel_is_due(Core *core) noexcept nogil:
 
 
 cdef uint32_t wheel_pop(Core *core) noexcept nogil:
-    """Take the timer of one connection that came due, disarm it, and return its slot; NONE if none is due."""
+    """Take the timer of one connection that expired, disarm it, and return its slot; NONE if none is due."""
     cdef uint32_t slot
     while core.wheel.done < core.wheel.tick:
         slot = head_of(core, <uint32_t>(core.wheel.done + 1))[0]

@@ -166,7 +166,7 @@ class BusEvents:
         self._subscriber.renew("the bus has no receiver", name)
 
     def on_echo(self, took_us: int, due_ms: int) -> None:
-        """Note that a probe came back through the bus, so that the shard is ready until the next is due."""
+        """Note that a probe returned through the bus, so that the shard is ready until the next is due."""
         if not self._subscriber.is_up:  # the probe was under way when a connection was lost
             return
         self._region["bus_up"] = 1

@@ -155,7 +155,7 @@ class Control:
         """Decode a command and queue it for the connections that it is about; revoke tokens at once.
 
         Args:
-            payload: The JSON text of the command, as it came over the bus.
+            payload: The JSON text of the command, as it arrived over the bus.
         """
         try:
             if len(payload) > CONTROL_LIMIT_BYTES:
@@ -237,7 +237,7 @@ class Control:
             return  # the 101 is still to be sent, and no message may come before it
         variant = self._reactor.variant(conn)
         if variant < 0:
-            return  # the connection has closed since the command came
+            return  # the connection has closed since the command arrived
         dialect = DIALECT_OF[variant]
         if isinstance(command, _Disconnect):
             self._replies.end(conn, dialect, Reason.KICKED)

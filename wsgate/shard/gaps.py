@@ -111,7 +111,7 @@ class Gaps:
         self._round = 1  # the mark that lost channels receive now
         self._reason: GapReason = "bus"  # why the marked channels lost publications
         self._marked_ms: int | None = None  # when the first channel was marked; None: none is
-        self._next_ms = 0  # no round of notices begins earlier
+        self._next_ms = 0  # no round of notices starts earlier
         self._walks: deque[_Walk] = deque()
         self._told: dict[bytes, _Told] = {}  # in the order of `at_ms`
 

@@ -235,7 +235,7 @@ class Logins:
         try:
             identity = self._parts.tokens.connection(token, time.time())
         except TokenError as error:
-            # Until it has closed, the connection counts as one without a token, whichever way the token came.
+            # Until it has closed, the connection counts as one without a token, however the token came.
             self.unauthenticated.setdefault(conn, NO_REQUEST)
             retry_ms = self._replies.token_error(conn, dialect, error, id=request.id, is_closing=True)
             self._replies.end(conn, dialect, Reason(error.reason), retry_ms=retry_ms or RETRY_MS)

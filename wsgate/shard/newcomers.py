@@ -38,7 +38,7 @@ class Newcomers:
         block: The statistics of the node, which say whether it is ready.
         log: Records faults of ours.
         count: Adds to a counter of the shard, by its name.
-        refusals: Returns how many tokens the shard has refused so far.
+        refusals: Returns how many tokens the shard has refused until now.
         wake: Requests another pass.
     """
 

@@ -75,7 +75,7 @@ class Probe:
             self._subscriber.subscribe_control(name)
 
     def on_control(self, name: bytes, payload: bytes | None) -> None:
-        """Take a probe that came back, or begin to probe a name whose subscription is confirmed.
+        """Take a probe that returned, or begin to probe a name whose subscription is confirmed.
 
         Args:
             name: The name on the bus.

@@ -85,7 +85,7 @@ class Replies:
             dialect: The dialect of the connection.
             identity: From the token of the connection.
             has_bus: Whether the channels that come with the token are confirmed by the bus.
-            id: The id of the `auth` command that this answers; None where the token came with the handshake.
+            id: The id of the `auth` command that this answers; None for a token in the handshake.
         """
         expires_s = None
         if identity.expires_at_s:

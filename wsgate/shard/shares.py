@@ -20,7 +20,7 @@ class NodeLimits:
         shards: How many shards divide them, at least 1.
         connections: Connections at once.
         connections_of_shard: Connections that the descriptors of one shard allow.
-        handshake_rate_per_s: Handshakes per second. Each shard begins with an equal part; later the parts
+        handshake_rate_per_s: Handshakes per second. Each shard starts with an equal part; later the parts
             follow the room that each shard has.
         handshakes_in_progress: Handshakes under way at once, in each shard.
         partial_bytes: Unfinished input of all clients together.

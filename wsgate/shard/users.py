@@ -12,7 +12,7 @@ The states of a shard, each time the bus comes up:
 
     begin   nothing is known of other shards; set our liveness key, delete those of the processes before us
     alive   the bus has our liveness key: register the connections in a walk, a part in each tick
-    rest    all connections are registered; the next walk begins within 15 minutes, or 5 s after a failure
+    rest    all connections are registered; the next walk starts within 15 minutes, or 5 s after a failure
 """
 
 import json
@@ -65,7 +65,7 @@ Told = Callable[[bool], None]
 
 
 class _Entry:
-    """A connection that is being counted, with the user's older connections that are known so far."""
+    """A connection that is being counted, with the user's older connections that are known until now."""
 
     __slots__ = ("alive", "limits", "member", "pages", "told", "user")
 
@@ -73,7 +73,7 @@ class _Entry:
         self.user = user
         self.member = member
         self.told = told
-        self.limits = limits  # the limits at the time when the connection came
+        self.limits = limits  # the limits at the time when the connection arrived
         self.alive: list[str] = []  # the user's oldest connections, without those that do not count
         self.pages = 0  # answers read
 
@@ -118,7 +118,7 @@ class Users:
         self._trusting_s = 0.0  # until then every owner counts as alive
         self._now_s = 0.0  # of the last tick
         self._walked = 0  # where the walk goes on; 0: no walk is under way
-        self._walk_s = 0.0  # when the next walk begins
+        self._walk_s = 0.0  # when the next walk starts
         self._is_missing = False  # the walk under way could not register a connection
         self._unforgotten: deque[tuple[str, str]] = deque(maxlen=UNFORGOTTEN_MOST)
         self._refused: deque[tuple[str, str]] = deque(maxlen=UNFORGOTTEN_MOST)
@@ -177,7 +177,7 @@ class Users:
         self._enter(entry.user, entry.member, len(entry.alive), SHOWN_MOST, done)
 
     def _on_entered(self, entry: "_Entry", outcome: str, text: bytes) -> None:
-        """Admit a connection if its user's set has room or the bus did not answer; else judge the set."""
+        """Admit a connection if its user's set has room or the bus did not answer; else check the set."""
         if outcome == FULL:
             # The bus answers and only our own queue is full, so the limit is still enforced. At most as many
             # wait here as connections are being counted.
@@ -200,7 +200,7 @@ class Users:
         """Decide whether a connection may stay, once enough of its user's other connections are known.
 
         Until then the next part of the user's set is requested. The limits are those of the time when the
-        connection came; if counting was switched off since, it may stay.
+        connection arrived; if counting was switched off since, it may stay.
         """
         user, member, limits = entry.user, entry.member, entry.limits
         dead = {owner for owner in crowd.owners() if not self._lives(owner)}

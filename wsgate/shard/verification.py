@@ -1,7 +1,7 @@
 """Verify the tokens that are not in the cache, in turns by address, for a short time in each pass.
 
 Verifying a token takes 50 us, and half a millisecond with 8 KiB of claims; a peer needs no account to cause
-that. So a token in the cache never waits. All others wait here, whether they came with a handshake or in a
+that. So a token in the cache never waits. All others wait here, whether they arrived with a handshake or in a
 message (`auth`, `refresh`, `sub`), and addresses take turns: a flood from one address does not delay the
 others. A turn of an address whose tokens were refused lately costs more, so it comes later. No token is
 refused for its address, because all clients behind a load balancer or a carrier's network have the same one.
@@ -42,7 +42,7 @@ class _Waiting(NamedTuple, Generic[Item]):
         origin: The address, as `Reactor.origin` returns it.
         item: What the verification is called with.
         size: Memory of the token and its entry, in bytes.
-        is_handshake: Whether the token came with a handshake.
+        is_handshake: Whether the token arrived with a handshake.
     """
 
     origin: int
@@ -94,7 +94,7 @@ class Verification(Generic[Item]):
             origin: The address of the connection, from `Reactor.origin`.
             item: What `verify` is called with.
             size: Bytes of the token.
-            is_handshake: Whether the token came with a handshake, and not in a message.
+            is_handshake: Whether the token arrived with a handshake, and not in a message.
         """
         self._waiting[conn] = _Waiting(origin, item, size + ENTRY_BYTES, is_handshake)
         self._bytes += size + ENTRY_BYTES

@@ -1,4 +1,4 @@
-"""Judges from its statistics whether a node is alive and ready for clients. Pure: the clock is passed in."""
+"""Decides from its statistics whether a node is alive and ready for clients. Pure: the clock is passed in."""
 
 from typing import Final
 

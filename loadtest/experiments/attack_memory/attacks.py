@@ -206,7 +206,7 @@ def close_peers_that_do_not_read(stage: Stage) -> Iterator[list[str]]:
                     time.sleep(SLICE_S)
                 is_last = time.monotonic() >= until_s
                 if is_last:
-                    time.sleep(6.0)  # a shard reads the kernel's figures of sockets that are not full in turn
+                    time.sleep(6.0)  # a shard reads the kernel's numbers of sockets that are not full in turn
                     yield faults
                 for client in crowd.clients:
                     client.send(BROKEN)

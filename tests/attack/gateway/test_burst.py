@@ -20,7 +20,7 @@ from tests.support.valkey import Valkey, running_valkey
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 COUNT: Final = 10_000
-# A client without processor time for ten seconds must not be closed here.
+# A client without CPU time for ten seconds must not be closed here.
 PATIENT: Final = '[limits]\noutbox_age = "10m"\nwrite_timeout = "5m"\n'
 SMALL: Final = PATIENT + 'outbox_frames = 8\noutbox_bytes = "64KiB"\n'
 

@@ -86,7 +86,7 @@ def test_s11_silent_or_trickling_head_is_408_ten_seconds_after_accept(drip: byte
 
 
 def test_s11_byte_just_before_the_head_deadline_does_not_extend_it() -> None:
-    """S11: the last byte of the head comes after the deadline and is too late."""
+    """S11: the last byte of the head follows the deadline and is too late."""
     with hall() as bench:
         peer = bench.dial(HEAD[:-2])
         settle(bench, lambda: bench.count("now_head") == 1)

@@ -5,7 +5,7 @@
 The suite listens on every address, so it runs in a network namespace of its own. Where none can be made, the
 program reports this and gives no verdict. The client is the shipped transport (`wsgate.client.transport`)
 without its subprotocol, which the suite does not have, in a loop that echoes each message. It offers
-compression, so the sections about compression are judged too.
+compression, so the sections about compression are checked too.
 
 The framing is that of the library `websockets`; its known differences are in known-websockets.txt.
 """
@@ -115,7 +115,7 @@ async def run_all(url: str) -> None:
 
 
 def run(profile: str) -> Verdict:
-    """Start the suite, run its client, judge and print.
+    """Start the suite, run its client, check and print.
 
     Raises:
         NamespaceError: This machine cannot make a namespace.

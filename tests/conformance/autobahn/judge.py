@@ -41,7 +41,7 @@ PROFILES: Final[Mapping[str, tuple[str, ...]]] = {
 
 # The suite gives these results for information only: RFC 6455 leaves the behaviour open.
 INFORMATIONAL: Final = frozenset({"7.1.6", "7.13.1", "7.13.2"})
-# Without permessage-deflate the suite has nothing to judge in these sections.
+# Without permessage-deflate the suite has nothing to check in these sections.
 COMPRESSION: Final = frozenset({"12", "13"})
 
 Deviation = tuple[str, str]

@@ -5,7 +5,7 @@ system, every package has a pinned version and hash, and a second call uses the 
 
 The suite needs Python 2. The module looks for one in this order: WSGATE_PYTHON27, `python2.7` on PATH, the
 versions of pyenv, and the packages of Debian 11, which it downloads from the mirror that apt uses on this
-machine and unpacks into a private folder.
+machine and unpacks into a private directory.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ CACHE: Final = ROOT / ".cache" / "autobahn"
 TOOL: Final = HERE / "requirements-tool.txt"
 SUITE: Final = HERE / "requirements-suite.txt"
 
-# On Python 2 only `site` reads the .pth files that make namespace packages of folders.
+# On Python 2 only `site` reads the .pth files that make namespace packages of directories.
 LAUNCH: Final = (
     "import site, sys; site.addsitedir(sys.argv.pop(1)); sys.argv[0] = 'wstest';"
     "from autobahntestsuite.wstest import run; run()"
@@ -60,7 +60,7 @@ class Suite:
     python: str
     """The CPython 2.7 that runs it."""
     site: str
-    """The folder of its packages."""
+    """The directory of its packages."""
     environment: dict[str, str]
     """Environment variables that the interpreter needs."""
 
@@ -171,7 +171,7 @@ def _download_packages(work: Path) -> list[Path]:
     config.write_text(
         f'Dir::State "{work}/state";\nDir::State::status "{work}/status";\nDir::Cache "{work}/cache";\n'
         f'Dir::Etc::sourcelist "{work}/sources.list";\nDir::Etc::sourceparts "/dev/null";\n'
-        # Otherwise a private folder of root's is not readable for the user apt downloads as.
+        # Otherwise a private directory of root's is not readable for the user apt downloads as.
         'APT::Sandbox::User "root";\n'
     )
     _run("apt-get", "-c", str(config), "-q", "update")

@@ -1,4 +1,4 @@
-"""Run Autobahn|Testsuite against a server, and judge the results.
+"""Run Autobahn|Testsuite against a server, and check the results.
 
     python -m tests.conformance.autobahn.runner                     the installed wheel, 247 cases
     python -m tests.conformance.autobahn.runner --profile full      all 517 cases; --deflate: with compression
@@ -194,7 +194,7 @@ def run(
     is_deflating: bool = False,
     time_limit_s: float,
 ) -> Verdict:
-    """Start a server, run the suite against it, judge the results and print the verdict."""
+    """Start a server, run the suite against it, check the results and print the verdict."""
     name = "-".join([against, *[defect] * (defect != "none"), *["deflate"] * is_deflating])
     report = REPORTS / name
     roomy = not ROOMY.isdisjoint(sections)
@@ -207,7 +207,7 @@ def run(
 
 
 def prove(against: str) -> list[str]:
-    """Show that the runner can turn red, and that the suite judges as it is known to; what did not.
+    """Show that the runner can turn red, and that the suite decides as it is known to; what did not.
 
     The yardstick's run has failed and non-strict cases among its results: exactly those, no other.
     """

@@ -1,4 +1,4 @@
-"""Test the judge of Autobahn results: only complete and good results conform (P1)."""
+"""Test the check of Autobahn results: only complete and good results conform (P1)."""
 
 from pathlib import Path
 

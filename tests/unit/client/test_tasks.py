@@ -26,7 +26,7 @@ def test_cancel_returns_only_after_every_task_has_ended() -> None:
         for _ in range(3):
             tasks.start(stubborn(ended))
         await asyncio.sleep(0)
-        tasks.start(stubborn(ended))  # cancelled before it begins
+        tasks.start(stubborn(ended))  # cancelled before it starts
         await tasks.cancel()
         assert ended == ["stubborn"] * 3
         assert len(asyncio.all_tasks()) == 1

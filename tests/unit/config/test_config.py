@@ -1249,7 +1249,7 @@ def test_secret_file_readable_by_its_group_is_accepted(
 def test_secret_file_behind_kubernetes_symbolic_links_is_accepted(
     tree: dict[str, Any], path: str, tmp_path: Path
 ) -> None:
-    """A secret volume has `secret` -> `..data/secret` and `..data` -> a folder that is replaced whole."""
+    """A secret volume has `secret` -> `..data/secret` and `..data` -> a directory that is replaced whole."""
     secret = "unix://u:p@/run/redis.sock-and-more" if "url" in path else SECRET
     for version, text in (("..2026_01", secret), ("..2026_02", "x" + secret[1:])):
         (tmp_path / version).mkdir()

@@ -130,7 +130,7 @@ def test_unmeasured_costly_connections_delay_a_cheap_one_by_one_message_each() -
         cheap.send(client_frame(1, b"ping"))
         while cheap.conn not in at.order:
             at.steps(1)
-        # A pass of 256 messages came before any cost was measured.
+        # A pass of 256 messages arrived before any cost was measured.
         assert len(at.order) <= count + 256
 
 

@@ -110,7 +110,7 @@ def test_expiry_of_zero_or_less_raises_value_error(wall_ms: int) -> None:
 
 
 def test_each_thousand_expiries_of_one_second_gets_a_later_retry_message() -> None:
-    """The next second begins with the first message again."""
+    """The next second starts with the first message again."""
     with rig(Settings(ping_interval_ms=0)) as bench:
         for rank in range(4):
             bench.reactor.set_bye(4001, [b"come back in %d" % rank], reason=Reason.TOKEN_EXPIRED, rank=rank)

@@ -488,7 +488,7 @@ def test_second_stall_within_a_minute_is_not_forgiven() -> None:
             bench.turn()
             assert bench.count("stalls_forgiven") == forgiven
         assert not bench.of(peer)
-        # Of each forgiven stall 250 ms were due anyway, so 20.5 s count so far.
+        # Of each forgiven stall 250 ms were due anyway, so 20.5 s count until now.
         bench.pass_ms(79_250)
         assert not bench.of(peer)
         bench.pass_ms(500)

@@ -55,7 +55,7 @@ class ControlledShard(Shard):
             pass
 
     def offer(self, user: str) -> Peer:
-        """Return a connection whose token came with its head and whose 101 waits for the bus."""
+        """Return a connection whose token arrived with its head and whose 101 waits for the bus."""
         peer = self.rig.connect(upgraded=False)
         peer.send(HEAD)
         self.rig.turn()

@@ -203,7 +203,7 @@ def _rows(reply: Any) -> list[Any]:
     if not reply:
         return []
     rows: list[Any] = next(iter(reply.values())) if isinstance(reply, dict) else reply[0][1]
-    # RESP3 has one more list around the rows. An entry itself begins with its id.
+    # RESP3 has one more list around the rows. An entry itself starts with its id.
     is_nested = bool(rows) and not (rows[0] and isinstance(rows[0][0], bytes | str))
     return rows[0] if is_nested else rows
 

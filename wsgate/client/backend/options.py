@@ -30,7 +30,7 @@ class ConsumerOptions:
         partitions: The gateway's `events.partitions`.
         consumer: The name of this consumer in its group. Two running consumers must not share a name. By
             default it consists of the host name, the process id and a number.
-        start_at: Where a new group begins to read: `$` for events from now on, `0` for all events in the
+        start_at: Where a new group starts to read: `$` for events from now on, `0` for all events in the
             stream.
         concurrency: How many handlers run at the same time, and how many entries of one partition are
             accepted and not finished.

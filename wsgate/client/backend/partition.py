@@ -40,7 +40,7 @@ class Partition:
         cursor: Where to read next: `>` for new entries, or an id: the entries after it that this consumer
             received and did not acknowledge.
         has_group: Whether the consumer group is known to exist.
-        start_at: Where the group begins to read if it must be created.
+        start_at: Where the group starts to read if it must be created.
     """
 
     def __init__(self, reader: Reader, limit: int, start_at: str) -> None:
