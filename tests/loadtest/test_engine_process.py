@@ -73,12 +73,13 @@ def test_engine_process_answers_commands_while_a_long_one_runs(
     server: LossyServer, child: EngineProcess
 ) -> None:
     child.connect(plan(server, 10))
-    running = child.start("run", duration_s=0.5)
+    running = child.start("run", duration_s=WAIT_S, until_messages=403)
     echoing = child.start("echo", duration_s=0.4, rate_per_s=1_000.0, in_flight=0)
     assert child.stats()["open"] == 10
-    assert not running.done()
     assert echoing.result(WAIT_S)["received"] == 400
-    assert running.result(WAIT_S) == 400
+    assert not running.done()
+    assert child.send("hello {index}", count=3) == 3
+    assert running.result(WAIT_S) == 403
 
 
 def test_engine_process_answers_pings_of_servers_between_commands(
