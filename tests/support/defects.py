@@ -221,7 +221,7 @@ DEFECTS: Final = {
     ),
     "moving": Defect(
         "publications that wait for no reader which is behind, unless most are",
-        "wsgate/reactor/outbox.pyx",
+        "wsgate/reactor/pacing.pyx",
         "        core.paced[<int>PACE_MOVING] != 0 and core.moving_us > 0\n",
         "        False\n",
     ),

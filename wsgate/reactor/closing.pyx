@@ -28,9 +28,8 @@ from libc.string cimport memcpy, memset
 from wsgate.reactor.addresses cimport address_leave
 from wsgate.reactor.channels cimport channel_unsubscribe_all
 from wsgate.reactor.frames cimport frame_close, frame_release
-from wsgate.reactor.outbox cimport (
-    outbox_close, outbox_discard, outbox_push, outbox_weigh,
-)
+from wsgate.reactor.outbox cimport outbox_close, outbox_discard, outbox_push
+from wsgate.reactor.pacing cimport pacing_weigh
 from wsgate.reactor.partial cimport partial_close
 from wsgate.reactor.pongs cimport PUSHED
 from wsgate.reactor.socket_io cimport (
@@ -112,7 +111,7 @@ cdef void fail(Core *core, uint32_t slot, int reason, uint16_t code) noexcept no
     # bye and Close.
     if reason in (SLOW_CONSUMER, OUTBOX_AGE, OUT_OF_MEMORY, SHED):
         outbox_discard(core, c)
-    outbox_weigh(core, c)
+    pacing_weigh(core, c)
     if reason != PEER_CLOSED:
         c.flags |= END_AFTER_WRITE
     attention_push(core, slot)
@@ -207,7 +206,7 @@ cdef void send_last(Core *core, uint32_t slot, Frame *frame, int klass) noexcept
         return
     if c.state != STATE_CLOSING:
         enter(core, c, STATE_CLOSING)
-    outbox_weigh(core, c)
+    pacing_weigh(core, c)
     c.flags |= CLOSE_QUEUED
     c.deadline_ms = core.clock_ms + core.limits.write_timeout_ms
     wheel_arm(core, slot, c.deadline_ms)

@@ -20,7 +20,8 @@ from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t
 from wsgate.reactor.clocks cimport clock_ns
 from wsgate.reactor.closing cimport end_with, fail, release, unblocked
 from wsgate.reactor.delivery cimport deliver
-from wsgate.reactor.outbox cimport outbox_drop_aged, outbox_end_grace, outbox_grace_end, outbox_moving_end, outbox_oldest_ms, outbox_weigh
+from wsgate.reactor.outbox cimport outbox_drop_aged, outbox_oldest_ms
+from wsgate.reactor.pacing cimport pacing_end_grace, pacing_grace_end, pacing_moving_end, pacing_weigh
 from wsgate.reactor.pongs cimport PUSHED
 from wsgate.reactor.socket_io cimport socket_interest, socket_queued, socket_readable, socket_unsent, socket_writable
 from wsgate.reactor.structs cimport (
@@ -98,8 +99,8 @@ cdef int64_t nearest(Core *core, uint32_t slot) noexcept nogil:
         when = min(when, c.outbox.blocked_ms + core.limits.write_timeout_ms)
     if is_behind(c):
         when = min(when, outbox_oldest_ms(core, c) + core.limits.outbox_age_ms)
-        when = min(when, outbox_grace_end(core, c))
-        when = min(when, outbox_moving_end(core, c))
+        when = min(when, pacing_grace_end(core, c))
+        when = min(when, pacing_moving_end(core, c))
     return when
 
 
@@ -163,8 +164,8 @@ cdef void due_open(Core *core, uint32_t slot) noexcept nogil:
     cdef Connection *c = at(core, slot)
     cdef int64_t now = core.clock_ms
     cdef uint16_t code = c.application_code & ~<uint16_t>(IS_WALL_TIME | IS_FORGIVEN)
-    if outbox_moving_end(core, c) <= now:
-        outbox_weigh(core, c)
+    if pacing_moving_end(core, c) <= now:
+        pacing_weigh(core, c)
     if c.application_ms and application_at(core, c) <= now:
         c.application_ms = 0
         # The deadline for the first token and the expiry of a token share one field; the code distinguishes
@@ -177,7 +178,7 @@ cdef void due_open(Core *core, uint32_t slot) noexcept nogil:
         socket_interest(core, slot, (c.flags & WANT_IN) != 0, False)
         dirty_push(core, slot, False)
         c.outbox.blocked_ms = now
-        outbox_weigh(core, c)
+        pacing_weigh(core, c)
     elif is_stalled(core, c):
         # The socket has taken no byte within the write timeout, so a Close frame would not leave either.
         release(core, slot, WRITE_STALL, True)
@@ -186,8 +187,8 @@ cdef void due_open(Core *core, uint32_t slot) noexcept nogil:
         and outbox_drop_aged(core, c) != PUSHED
     ):
         fail(core, slot, OUTBOX_AGE, 0)
-    elif outbox_grace_end(core, c) <= now:
-        outbox_end_grace(core, c)
+    elif pacing_grace_end(core, c) <= now:
+        pacing_end_grace(core, c)
     elif (
         c.input != NULL and c.input.started_ms and core.limits.message_timeout_ms and not c.flags & PAUSED
         and c.input.started_ms + core.limits.message_timeout_ms <= now

@@ -6,9 +6,8 @@ Every frame for an open connection goes through `deliver`: replies, publications
 from libc.stdint cimport uint32_t
 
 from wsgate.reactor.closing cimport fail
-from wsgate.reactor.outbox cimport (
-    outbox_close_empty, outbox_moving_end, outbox_over_half, outbox_push, outbox_weigh,
-)
+from wsgate.reactor.outbox cimport outbox_close_empty, outbox_over_half, outbox_push
+from wsgate.reactor.pacing cimport pacing_moving_end, pacing_weigh
 from wsgate.reactor.pongs cimport PUSHED, PUSH_OVERFLOW
 from wsgate.reactor.structs cimport (
     BLOCKED, Connection, Core, DROPPED_CLOSING, Frame, OUT_OF_MEMORY, PACE_MOVING, PAUSED_APP, PAUSED_OUTBOX,
@@ -48,7 +47,7 @@ cdef int deliver(
         if not c.flags & PAUSED_APP:
             note_pause(core, c)
         c.flags |= PAUSED_OUTBOX
-        outbox_weigh(core, c)
+        pacing_weigh(core, c)
         if c.outbox.pace == PACE_MOVING:
-            wheel_arm(core, slot, outbox_moving_end(core, c))
+            wheel_arm(core, slot, pacing_moving_end(core, c))
     return 1

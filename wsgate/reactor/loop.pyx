@@ -43,7 +43,7 @@ from wsgate.reactor.gate cimport gate_accept_handover, gate_answers_free, gate_m
 from wsgate.reactor.reader cimport take_turn, turn_failed
 from wsgate.reactor.notices cimport NOTICE_FORMS_MAX, notices_step
 from wsgate.reactor.memory cimport memory_booked, memory_is_exact
-from wsgate.reactor.outbox cimport outbox_paces
+from wsgate.reactor.pacing cimport pacing_must_wait
 from wsgate.reactor.clocks cimport clock_ns
 from wsgate.reactor.socket_io cimport EPOLLIN, TAG_LISTENER, socket_address, socket_interest, socket_peer, socket_watch
 from wsgate.reactor.shedding cimport shedding_tick
@@ -174,7 +174,7 @@ cdef class Reactor:
     @property
     def is_full(self):
         """Whether the caller should hold back publications until outboxes have emptied; see loop.pyi."""
-        return outbox_paces(self.core) or self.core.walk_count >= WALKS_MAX
+        return pacing_must_wait(self.core) or self.core.walk_count >= WALKS_MAX
 
     def poll(self, int64_t now_ms, uint32_t messages=PASS_MESSAGES):
         """Read from ready connections within the budget of one pass and return events in order.

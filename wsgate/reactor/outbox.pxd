@@ -19,10 +19,3 @@ cdef bint outbox_head_first(Outbox *outbox) noexcept nogil
 cdef bint outbox_has_notice(Connection *c) noexcept nogil
 cdef void outbox_mark_notice(Connection *c) noexcept nogil
 cdef bint outbox_over_half(Core *core, Connection *c) noexcept nogil
-cdef void outbox_weigh(Core *core, Connection *c) noexcept nogil
-cdef bint outbox_paces(Core *core) noexcept nogil
-cdef void outbox_pass_time(Core *core, int64_t ms) noexcept nogil
-cdef void outbox_fall_behind(Core *core, Connection *c) noexcept nogil
-cdef int64_t outbox_grace_end(Core *core, Connection *c) noexcept nogil
-cdef int64_t outbox_moving_end(Core *core, Connection *c) noexcept nogil
-cdef void outbox_end_grace(Core *core, Connection *c) noexcept nogil

@@ -19,7 +19,7 @@ from wsgate.reactor.frames cimport frame_message, frame_raw, frame_release
 from wsgate.reactor.gate cimport gate_answers_free, gate_close_drains
 from wsgate.reactor.inflate cimport ZLIB_BYTES
 from wsgate.reactor.memory cimport memory_empty_pool
-from wsgate.reactor.outbox cimport outbox_pass_time
+from wsgate.reactor.pacing cimport pacing_pass_time
 from wsgate.reactor.structs cimport (
     CHUNK_BITS, CHUNK_SLOTS, COUNTERS, CROWD_MS, Connection, Core, DRAINS_MAX, Frame, HEAD_GROUPS,
     KIND_DEFLATE, MOVING_MS, NONE, PAUSE_MS, REASONS, SHUTDOWN, STALLS_FORGIVEN, STALL_EVERY_MS, STALL_MS,
@@ -171,7 +171,7 @@ cdef void advance(Core *core, int64_t now_ms) noexcept nogil:
             core.counters[<int>STALLS_FORGIVEN] += 1
             core.rearm_slot = 0               # expiries do not move, so they are nearer on this clock
     # A pause of our process is not charged to the connections for which publications wait.
-    outbox_pass_time(core, min(now_ms - core.now_ms, <int64_t>TICK_MS))
+    pacing_pass_time(core, min(now_ms - core.now_ms, <int64_t>TICK_MS))
     core.now_ms = now_ms
     core.clock_ms = now_ms - core.forgiven_ms
 

@@ -20,9 +20,9 @@ from wsgate.reactor.deadlines cimport deadlines_arm, deadlines_resume
 from wsgate.reactor.fanout cimport walks_step
 from wsgate.reactor.frames cimport frame_message
 from wsgate.reactor.outbox cimport (
-    outbox_consume, outbox_fall_behind, outbox_head_first, outbox_moving_end, outbox_open, outbox_over_half,
-    outbox_replace_gap, outbox_weigh,
+    outbox_consume, outbox_head_first, outbox_open, outbox_over_half, outbox_replace_gap,
 )
+from wsgate.reactor.pacing cimport pacing_fall_behind, pacing_moving_end, pacing_weigh
 from wsgate.reactor.pongs cimport PUSHED, PUSH_NO_MEMORY, PUSH_OVERFLOW, pongs_add, pongs_drop_oldest
 from wsgate.reactor.clocks cimport clock_ns
 from wsgate.reactor.socket_io cimport (
@@ -127,7 +127,7 @@ cdef void block(Core *core, uint32_t slot) noexcept nogil:
     kernel_holds(core, c, held)
     c.flags |= BLOCKED
     core.blocked += 1
-    outbox_fall_behind(core, c)
+    pacing_fall_behind(core, c)
     socket_interest(core, slot, (c.flags & WANT_IN) != 0, True)
     if c.state == STATE_OPEN:
         wheel_arm(core, slot, core.clock_ms + core.limits.write_timeout_ms)
@@ -135,7 +135,7 @@ cdef void block(Core *core, uint32_t slot) noexcept nogil:
             wheel_arm(core, slot, core.clock_ms + core.limits.outbox_age_ms)
         if core.limits.blocked_grace_ms:
             wheel_arm(core, slot, core.clock_ms + core.limits.blocked_grace_ms)
-            wheel_arm(core, slot, outbox_moving_end(core, c))
+            wheel_arm(core, slot, pacing_moving_end(core, c))
 
 
 cdef void unblock(Core *core, uint32_t slot) noexcept nogil:
@@ -156,7 +156,7 @@ cdef void after_progress(Core *core, uint32_t slot) noexcept nogil:
     cdef Connection *c = at(core, slot)
     if c.flags & PAUSED_OUTBOX and not outbox_over_half(core, c):
         c.flags &= ~PAUSED_OUTBOX
-        outbox_weigh(core, c)
+        pacing_weigh(core, c)
         if not c.flags & PAUSED_APP:
             socket_interest(core, slot, True, (c.flags & BLOCKED) != 0)
             deadlines_resume(core, slot)
