@@ -1,8 +1,8 @@
 """Model the outbox of a connection in plain Python, from its rules alone.
 
-The rules are at the heads of `wsgate/reactor/outbox.pyx` and `wsgate/reactor/pacing.pyx`. Everything is a list
-and is computed again at each use: slow, but simple. A model cannot know how many bytes a socket took, so the
-test gives this number.
+The rules are at the heads of `wsgate/reactor/outbox.pyx` and `wsgate/reactor/pacing.pyx`. Everything is a
+list and is computed again at each use: slow, but simple. A model cannot know how many bytes a socket took, so
+the test gives this number.
 """
 
 from dataclasses import dataclass, field
