@@ -866,7 +866,7 @@ def test_oldest_incomplete_head_is_408_when_a_new_connection_needs_its_place(
         assert second.recv(4096).startswith(b"HTTP/1.1 200 ")
 
 
-def test_incomplete_heads_that_connect_at_the_same_time_are_408_in_their_order(
+def test_oldest_incomplete_heads_beyond_the_limit_are_answered_408(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The process has read none of them, and all connect at one reading of the clock."""

@@ -171,7 +171,7 @@ def test_many_brackets_side_by_side_do_not_count_as_nesting() -> None:
     assert not is_json(b"1]" + b",[]" * 300 + b",[1")
 
 
-def test_accepted_nesting_is_read_from_a_deeper_call_stack_too() -> None:
+def test_json_nested_to_the_limit_is_read_from_a_deeper_call_stack_too() -> None:
     def deeper(frames: int, data: bytes) -> bool:
         return deeper(frames - 1, data) if frames else is_json(data, has_margin=False)
 

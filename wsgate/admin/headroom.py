@@ -74,7 +74,7 @@ def _room(shard: Region) -> int:
 
 
 def _binding(shards: Sequence[Region]) -> str:
-    """Name the resource that is exhausted first in most shards."""
+    """Say in words which resource will be used up first in most shards, or that nothing is measured yet."""
     votes = {name: sum(shard["binds_" + name] for shard in shards) for name in _RESOURCES}
     most = max(_RESOURCES, key=lambda name: votes[name])
     if not votes[most]:

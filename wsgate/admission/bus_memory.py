@@ -118,9 +118,10 @@ class BusLedger:
         self.reading, self._names_then = reading, names
 
     def names(self, counted: int) -> int:
-        """Return the memory of all names now: the shards' count, but at most what the bus can use for them.
+        """Return the bytes that names of channels now use on the bus.
 
-        The count alone is too high, because each shard counts a name that the bus stores once.
+        The sum of the shards is too high, because each shard counts a name that the bus stores once. So the
+        result is at most what the bus reported last, and what the shards have added since.
 
         Args:
             counted: Memory of all names of the node by the shards' own count, in bytes.
@@ -135,7 +136,7 @@ class BusLedger:
         return not self.shares.total_bytes or (self.names(counted) < limit and not self._is_full)
 
     def judge(self, counted: int) -> bool:
-        """Return whether new connections must be refused, because the part for names or the bus is full.
+        """Return whether new connections must be refused: the bus, or its memory for names, is full.
 
         The refusal ends when an eighth is free again, so that it does not start and stop all the time.
         """

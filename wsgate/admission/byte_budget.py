@@ -77,7 +77,7 @@ class ByteBudget:
         return len(self._full_s) * ENTRY_BYTES
 
     def take(self, conn: int, size: int, now_s: float) -> int:
-        """Take `size` bytes from the buckets of a connection and of the shard.
+        """Take `size` bytes from the buckets of a connection and of the shard, or say when to try again.
 
         Args:
             conn: The connection that publishes.

@@ -50,7 +50,9 @@ class UserConnections(NamedTuple):
         return {owner_of(member) for member in self.oldest}
 
     def judge(self, member: str, limit: int, dead: Set[str], *, replaces: bool) -> LimitDecision:
-        """Decide which connections to remove, to close or to refuse.
+        """Decide which connections of a user to forget or to close, and whether to refuse the new one.
+
+        Forgotten are connections whose owner has ended: they no longer exist.
 
         Args:
             member: The name of the new connection.

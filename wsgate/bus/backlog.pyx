@@ -67,7 +67,7 @@ cdef class Backlog:
     # --- in -----------------------------------------------------------------------------------------------
 
     def put(self, bytes name not None, bytes payload):
-        """Append one publication; a payload of None was over the payload limit."""
+        """Append one publication to the backlog; a payload of None was over the payload limit."""
         if payload is None:
             self.append(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name), NULL, -1)
         else:

@@ -171,10 +171,7 @@ async def open_websocket(opening: Opening) -> Transport:
 
 
 async def _dial(opening: Opening, subprotocols: list[Subprotocol] | None) -> _Connection:
-    """Open the library's connection with the options of this client.
-
-    Raises `Disconnected`, as `open_websocket` does.
-    """
+    """Connect with the library websockets, and turn every failure of it into `Disconnected`."""
     headers = {"Authorization": f"Bearer {opening.token}"} if opening.token else None
     try:
         connection = await connect(

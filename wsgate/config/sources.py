@@ -171,7 +171,7 @@ class _Reader:
         return self._table
 
     def environment(self, environ: Mapping[str, str]) -> _Table:
-        """Convert all environment variables that must be settings into a table."""
+        """Return the settings in environment variables as a table; note each variable of an unknown name."""
         for name in sorted(
             name for name in environ if _is_ours(name) and _names_section(name, environ[name])
         ):

@@ -204,7 +204,7 @@ class Keeper:
             run("announce", self._announce)
 
     def _is_first_ready(self, now_ms: int) -> bool:
-        """Whether the node is ready for the first time.
+        """Return whether every shard is ready and has had time to see the others.
 
         After the last shard is ready, the shards need one more tick to read each other's statistics. Until
         then a full shard hands over no connection.

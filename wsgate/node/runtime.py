@@ -130,7 +130,7 @@ def lock_port(directory: Path, port: int) -> int | None:
 
 
 def write_lock_holder(lock_fd: int, holder: str) -> None:
-    """Write the holder of the node's name into the locked file of its port.
+    """Write which lease on the bus this gateway holds into the locked file of its port; empty: none.
 
     Args:
         lock_fd: The descriptor from `lock_port`.

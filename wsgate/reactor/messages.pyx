@@ -194,7 +194,7 @@ cdef int admit_message(Core *core, uint32_t slot, uint64_t size) noexcept nogil:
 
 
 cdef inline void note_message(Pass *used, uint64_t size) noexcept nogil:
-    """Charge a message of `size` bytes to the budget of the pass, with its expected cost for the caller."""
+    """Charge a message of `size` bytes, and the time that Python will need for it, to the budget of the pass."""
     used.messages += 1
     used.bytes += size
     used.expected_ns += max(<int64_t>used.message_ns, <int64_t>(MESSAGE_NS + size * BYTE_NS))

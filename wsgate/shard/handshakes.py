@@ -203,7 +203,7 @@ class HandshakePolicy:
         return entry
 
     def admit(self, entry: Entry, now_s: float, unauthenticated: int) -> Entry | handshake.Refusal:
-        """Refuse a handshake that was accepted so far, if the shard has no place for it.
+        """Refuse a handshake if the shard drains, or if too many of its connections have shown no token.
 
         Args:
             entry: The handshake, whose token in the header is verified.

@@ -159,7 +159,7 @@ class Welcome:
         self._finish()
 
     def _refuse(self, name: bytes) -> None:
-        """Stop to wait for a channel of the token that the bus forbids."""
+        """Give up a channel of the token that the bus refuses, and tell the client."""
         self._waiting.discard(name)
         self._hub.leave(self._conn, name)
         if self._is_sent:

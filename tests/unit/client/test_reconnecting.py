@@ -105,7 +105,7 @@ def test_close_in_any_state_ends_the_client() -> None:
     run(main())
 
 
-def test_second_start_and_invalid_urls_raise_an_error() -> None:
+def test_client_raises_an_error_for_a_second_start_and_for_invalid_urls() -> None:
     async def main() -> None:
         async with world() as here:
             with pytest.raises(InternalError):
