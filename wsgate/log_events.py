@@ -237,7 +237,7 @@ EVENTS: Final = (
         "bus_up",
         ("info",),
         ("shard",),
-        "The subscriber connection of a shard to the bus is up.",
+        "A shard has connected to the bus, at its start or again, and now subscribes to its channels.",
         _NO_ACTION,
         _BUS,
     ),

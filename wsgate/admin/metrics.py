@@ -54,7 +54,8 @@ _COUNTERS: Final = (
     _one("accepts", "Connections that a shard accepted on the client port.", "accepted"),
     _one(
         "refusals_answered",
-        "Connections that were refused directly after accept and received an HTTP answer.",
+        "Connections that a limit refused directly after accept, before their request was read, and"
+        " that received an HTTP answer. wsgate_refusals_total has the reasons.",
         "refused",
     ),
     _Counter(
@@ -68,7 +69,8 @@ _COUNTERS: Final = (
     _one(
         "accepts_paused",
         "Times that a shard stopped accepting until the next tick (at most 250 ms), because"
-        " more than four times the allowed rate of handshakes was offered.",
+        " more connections arrived than four times the allowed rate of handshakes, and more"
+        " than 1,000 per second.",
         "accepts_paused",
     ),
     _Counter(
@@ -113,8 +115,8 @@ _COUNTERS: Final = (
     ),
     _Counter(
         "messages",
-        "Messages that clients sent (direction in), and frames that were written completely to"
-        " clients (direction out). Only the frames include control frames.",
+        "Messages that clients sent and that the rate limits allowed (direction in), and frames that"
+        " were written to clients (direction out). Control frames count in direction out only.",
         _DIRECTION,
         {"messages_in": "in", "frames_out": "out"},
     ),
@@ -176,9 +178,9 @@ _COUNTERS: Final = (
     ),
     _Counter(
         "drops",
-        "Queued items that were not sent to a client. The label cause is policy if"
-        " slow_consumer of the channel dropped a publication, and closing if the connection"
-        " closed.",
+        "Messages that waited for a client and were not sent. The label cause is policy if the"
+        " setting slow_consumer of the channel dropped an older publication, and closing if the"
+        " connection closed.",
         "cause",
         {"dropped_policy": "policy", "dropped_closing": "closing"},
     ),
@@ -195,7 +197,7 @@ _COUNTERS: Final = (
     _one(
         "stalls_forgiven",
         "Pauses of a shard of more than 2 s after which the deadlines of its connections were"
-        " extended by the pause.",
+        " extended by the pause, which happens at most once a minute.",
         "stalls_forgiven",
     ),
     _one(
@@ -230,8 +232,8 @@ _COUNTERS: Final = (
         "Subscriptions of clients that were refused because of the bus. The label cause is"
         " behind if the bus has not answered earlier requests of the connection or shard,"
         " bus_memory if the private bus has no memory for another channel name, and forbidden"
-        " if the access control list of the bus forbids the channel. Only forbidden does not"
-        " pass by itself.",
+        " if the access control list of the bus forbids the channel. With forbidden the client"
+        " should not try again.",
         "cause",
         {
             "subscriptions_behind": "behind",
@@ -275,7 +277,8 @@ _COUNTERS: Final = (
     ),
     _one(
         "unknown_key_ids_requested",
-        "Key ids in tokens that match no key and for which a shard requested a new fetch of the key set.",
+        "Requests of a shard for a new fetch of the key set, because a token named a key id that no key"
+        " has. A shard requests at most two fetches for one key id.",
         "unknown_key_ids_requested",
     ),
     _one("key_set_updates", "Fetched key sets that a shard has applied.", "keys_fetched"),
@@ -371,7 +374,12 @@ _MARKED: Final = (
         "error",
         "error_",
     ),
-    ("commands", "Commands that clients sent. The label op is the name of the command.", "op", "command_"),
+    (
+        "commands",
+        "Commands that clients sent, also those that were refused. The label op is the name of the command.",
+        "op",
+        "command_",
+    ),
     (
         "keeper_duty_failures",
         (
@@ -449,8 +457,9 @@ _GAUGES: Final = (
     ),
     _Gauge(
         "events_streams_refusing",
-        "Event streams that refuse what the shard appends, each counted once per shard."
-        " Readiness does not depend on streams, so alert on more than 0.",
+        "Event streams whose key the bus does not let the shard append to, because of its type or of"
+        " the access control list. Messages of clients are refused meanwhile. Readiness does not depend"
+        " on streams, so alert on more than 0.",
         "events_streams_refusing",
     ),
     _Gauge(
@@ -517,7 +526,9 @@ _GAUGES: Final = (
     ),
     _Gauge(
         "memory_unaccounted_bytes",
-        "Bytes of memory growth of the shard that no account explains, above 8 MiB.",
+        "Bytes by which the memory of the shard has grown since its start beyond the sum of"
+        " wsgate_memory_bytes and 8 MiB. A large value is a leak or a fragmented heap; near the memory"
+        " budget it makes the shard refuse new connections.",
         "memory_unaccounted_bytes",
     ),
     _Gauge("listen_queue", "Connections that wait in the accept queue of the shard.", "listen_queue"),
@@ -551,7 +562,7 @@ _GAUGES: Final = (
     ),
     _Gauge(
         "memory_shedding",
-        "Whether the shard closes connections because memory is short: 1 if it does, 0 if not.",
+        "Whether the shard closes connections because its memory is over the budget: 1 if it does, 0 if not.",
         "now_shedding",
     ),
     _Gauge(
@@ -581,7 +592,11 @@ _NODE_GAUGES: Final = (
         "Bytes of memory of all TCP sockets above which the kernel drops incoming data.",
         "tcp_memory_limit_bytes",
     ),
-    _Gauge("bus_memory_bytes", "Resident memory of the private bus in bytes.", "bus_bytes"),
+    _Gauge(
+        "bus_memory_bytes",
+        "Resident memory of the private bus in bytes. 0 if the node has no private bus.",
+        "bus_bytes",
+    ),
     _Gauge(
         "bus_memory_limit_bytes",
         "Bytes of memory that the private bus may use. 0 if the node has no private bus.",

@@ -95,7 +95,7 @@ LAYOUT: Final = Layout(
         "tokens_refused",
         *(f"token_fault_{name}" for name in FAULTS),  # refused tokens by fault
         "tokens_evicted",  # tokens removed from the cache because memory was short
-        "unknown_key_ids_requested",  # kids that no key has, for which a fetch of the key set was requested
+        "unknown_key_ids_requested",  # requests to fetch the key set, for a kid that no key has
         "keys_fetched",  # key sets that were taken into use
         "revocations_forgotten",  # too many users: the earliest revocation became one for all users
         "revocations_unread",  # failed attempts to read revocations from the bus
