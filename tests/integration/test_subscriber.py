@@ -16,7 +16,7 @@ import uvloop
 from tests.support.fake_bus import Answer, FakeBus, Talk, bulk, fake_bus, message, until
 from tests.support.valkey import Valkey, running_valkey
 from wsgate.bus import Backlog, BusAddress, Subscriber, connection, parse_address, subscriber
-from wsgate.bus.connection import PASS_REPLIES, UNREAD_LIMIT_BYTES
+from wsgate.bus.connection import PASS_REPLIES, REPLIES_LIMIT, UNREAD_LIMIT_BYTES
 from wsgate.bus.subscriber import UNANSWERED_LIMIT, SubscriberOptions
 
 PREFIX = b"wsgate:ch:"
@@ -702,6 +702,34 @@ def test_confirmation_that_needs_several_passes_is_delivered_before_the_messages
                 assert recorder.confirmed == [b"news"]
                 assert recorder.put_off == 0 and recorder.messages_before == [0] * 6
                 assert len(recorder.passes) >= 6
+
+    run(main())
+
+
+def test_parsed_replies_that_wait_are_limited_and_accounted() -> None:
+    """Control commands behind a confirmation that the listener has not taken yet keep their payloads."""
+    flood = b"".join(message(b"control", b"x" * 10_000) for _ in range(3 * REPLIES_LIMIT))
+    sizes: list[int] = []
+
+    async def main() -> None:
+        def answer(talk: Talk, parts: list[bytes]) -> bytes | None:
+            return bus._good(talk, parts) + flood if parts[0] == b"SUBSCRIBE" else None
+
+        async with fake_bus(answer) as bus, running_subscriber(bus.address, b"news") as recorder:
+            assert recorder.subscriber.held_bytes == 0
+            recorder.put_off = 1_000_000
+            hand_over = recorder.on_pass
+
+            def on_pass() -> None:
+                sizes.append(recorder.subscriber.held_bytes)
+                if len(recorder.subscriber._connection._replies) == REPLIES_LIMIT:  # type: ignore[union-attr]
+                    recorder.put_off = 0
+                hand_over()
+
+            recorder.on_pass = on_pass  # type: ignore[method-assign]
+            await until("delivered", lambda: len(recorder.controls) == 3 * REPLIES_LIMIT)
+            assert REPLIES_LIMIT * 9_900 < max(sizes) < REPLIES_LIMIT * 10_100 + 4 * UNREAD_LIMIT_BYTES
+            await until("handled", lambda: recorder.subscriber.held_bytes < 2 * UNREAD_LIMIT_BYTES)
 
     run(main())
 

@@ -221,6 +221,11 @@ class ClusterSubscriber:
         """The sum of `Subscriber.waiting_bytes` over all servers. O(servers)."""
         return sum(lane.subscriber.waiting_bytes for lane in self._lanes.values())
 
+    @property
+    def held_bytes(self) -> int:
+        """The sum of `Subscriber.held_bytes` over all servers."""
+        return sum(lane.subscriber.held_bytes for lane in self._lanes.values())
+
     def subscribe(self, names: Iterable[bytes]) -> list[bytes]:
         """Queue an SSUBSCRIBE for each channel on the server of its slot, like `Subscriber.subscribe`."""
         lanes = self._by_lane(names).items()

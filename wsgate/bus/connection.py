@@ -4,7 +4,8 @@ This module owns the socket, the parser of its bytes and the budget of a pass. T
 subscriber, a publisher or an appender) interprets the replies. Received bytes are not trusted: the connection
 is aborted when the bytes are not valid RESP2, and when an unrequested reply arrives during the greeting. A
 server can use only bounded memory: one unfinished reply (within the parser's limits), about
-`UNREAD_LIMIT_BYTES` of complete replies, and the backlog, which has its own limit.
+`UNREAD_LIMIT_BYTES` of complete replies, at most `REPLIES_LIMIT` parsed replies, and the backlog, which has
+its own limit.
 
 Each pass parses everything that was received: publications are appended to the backlog, all other replies are
 given to the owner. So the socket is read at all times, and a control command or a confirmation never waits
@@ -94,8 +95,10 @@ class Connection(asyncio.Protocol):
 
     @property
     def held_bytes(self) -> int:
-        """The size of the parser's buffer for received bytes."""
-        return self._reader.buffered
+        """The size of the parser's buffer, and of the parsed replies that the owner has not handled."""
+        return self._reader.buffered + sum(
+            len(name) + len(payload or b"") for _, name, payload in self._replies
+        )
 
     @property
     def is_open(self) -> bool:

@@ -125,7 +125,8 @@ class SubscriberListener(Protocol):
 
         Args:
             name: The name of the channel, without the prefix.
-            was_asked: True: a SUBSCRIBE was redirected. False: the server has ended the subscription.
+            was_asked: True: the server refused a SUBSCRIBE, because the slot is elsewhere or not served now.
+                False: the server has ended the subscription.
         """
 
 
@@ -210,6 +211,11 @@ class Subscriber:
     def waiting_bytes(self) -> int:
         """Estimated memory in bytes of the names whose command is queued or unanswered. O(1)."""
         return self._unsent_bytes + len(self._unsent) * UNSENT_BYTES + self._unanswered * UNANSWERED_BYTES
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory in bytes of what was received and neither handled nor put into the backlog. O(replies)."""
+        return self._connection.held_bytes if self._connection is not None else 0
 
     def subscribe(self, names: Iterable[bytes]) -> list[bytes]:
         """Queue a SUBSCRIBE for each channel; the commands are sent in the next pass, in batches.
@@ -440,8 +446,7 @@ class Subscriber:
 
         Returns:
             False: nothing new is queued, because the opposite command was queued and is cancelled, or the
-                same
-            command is queued already.
+                same command is queued already.
         """
         if self._connection is None:
             return True

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from wsgate.bus import Backlog, BusPublisher
+from wsgate.bus import Backlog, BusPublisher, BusSubscriber
 from wsgate.output import dropped_lines, waiting_bytes
 from wsgate.reactor import GateLimits, Reactor
 from wsgate.reactor.metric_names import COUNTER_NAMES, REASON_NAMES
@@ -43,6 +43,7 @@ class ReportedParts:
     backlog: Backlog
     events: Events
     publisher: BusPublisher
+    subscriber: BusSubscriber
 
     def outside_bytes(self) -> int:
         """Return the memory that the parts hold outside the reactor, in bytes."""
@@ -56,6 +57,7 @@ class ReportedParts:
             + self.commands.waiting_bytes
             + self.newcomers.waiting_bytes
             + self.publisher.waiting_bytes
+            + self.subscriber.held_bytes
             + self.hub.waiting_bytes
             + self.commands.budget.bytes_estimate
             + self.backlog.held_bytes

@@ -257,6 +257,7 @@ class Parts:
             backlog=self.backlog,
             events=self.events,
             publisher=self.publisher,
+            subscriber=self.subscriber,
         )
         self.capacity = CapacityReporter(
             self._region, self.reactor, reported.outside_bytes, self._hooks.count, self._log
