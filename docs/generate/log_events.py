@@ -21,9 +21,9 @@ ABOUT: Final = (
     " the time in UTC, the level, the process, the name of the event, and the fields as `name=value`. With"
     ' `log.format = "json"` a line is one object with the keys `time` (seconds since 1970), `level`, `part`'
     " (the process), `cause` (the name of the event) and one key for each field.",
-    "Each process writes at most one line per event and second. No line contains a payload, a token or a"
-    " query string. A process never waits for the reader of its log: if the reader is slow, lines are"
-    " dropped and counted.",
+    "Each process writes at most one line per event and second, except log_lines_dropped. No line contains a"
+    " payload, a token or a query string. A process never waits for the reader of its log: if the reader is"
+    " slow, lines are dropped and counted.",
 )
 
 

@@ -18,8 +18,8 @@ HEAD: Final = """# Temporary or final
 
 This page says for every refusal, error and Close whether it is temporary or final, and what both clients
 (`wsgate.client` and `wsgate.js`) do after it. A client in another language should do the same.
-`python -m tests.support.passing_table` writes the page from `passing.json` in this directory. Tests compare both
-with the registry of reasons, and run both clients through every row.
+`python -m tests.support.passing_table` writes the page from `passing.json` in this directory. Tests compare
+both with the registry of reasons, and run both clients through every row.
 
 - *state*: `passing` means that the same attempt may succeed later, `final` that it never will, and `token`
   that it may succeed with another token.

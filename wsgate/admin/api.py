@@ -151,7 +151,7 @@ class Api:
     """The ASGI application for `/api/{method}`, which checks a request and calls its method.
 
     Args:
-        options: The key, the limits and the prefix.
+        options: The key, the limits, the prefix, and whether this is development mode on loopback.
         publish: Sends publications to the bus.
         controller: Sends control commands to all shards.
     """

@@ -150,7 +150,8 @@ _COUNTERS: Final = (
     ),
     _one(
         "fanouts",
-        "Publications that were distributed to the outboxes of the subscribers of a shard.",
+        "Publications, and gap notices of one channel, whose distribution to the outboxes of a"
+        " shard has begun.",
         "publications",
     ),
     _one(

@@ -1,8 +1,8 @@
 """Limits the connections of one user on all nodes, and decides which connection to close above the limit.
 
 Pure. The bus stores the connections of a user ordered by their start. A connection is named `<public
-id>@<owner>`, and its owner is one run of a shard. Connections of an owner that has ended do not count: the
-shard ended without removing them.
+id>@<owner>`, and its owner is one run of a shard. Connections of an owner that is known to have ended do not
+count: the shard ended without removing them.
 """
 
 import re

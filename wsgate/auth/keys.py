@@ -6,7 +6,7 @@ Rules:
 - The algorithm belongs to the key. A token whose header names another algorithm is refused, so a public key
   can never be used as an HMAC secret (CVE-2017-11424, CVE-2022-29217), and `none` does not exist.
 - Unsuitable material is refused at start, with the name of the key.
-- No error text and no `repr` shows key material.
+- No error text and no `repr` shows a secret. The `repr` of a `KeySource` shows its public key.
 """
 
 from __future__ import annotations
@@ -181,7 +181,8 @@ def make_key(
             P-384 and P-521 for ES256, ES384 and ES512, Ed25519 for EdDSA.
 
     Raises:
-        SettingsError: The material is missing, of the other kind, too short, or does not fit the algorithm. A
+        SettingsError: The kid is empty, the algorithm is unknown, or the material is missing, of the other
+            kind, too short, or does not fit the algorithm. A
             secret that is the text of a public key (PEM, DER, JWK, SSH, also in base64 or hexadecimal) is
             refused, because a public key is no secret.
 

@@ -1,6 +1,7 @@
 """The blocking client, for programs without an event loop: it runs `Client` on a loop in its own thread.
 
-Every call blocks until the result arrives. Callbacks run in the client's thread.
+It has the most used methods of `Client`. Every call blocks until the result arrives. Callbacks run in the
+client's thread.
 """
 
 import asyncio

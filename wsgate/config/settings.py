@@ -358,8 +358,9 @@ class Limits(Section, frozen=True, kw_only=True):
     # 4002. Duration, 1ms to 1h. Default "5s".
     auth_timeout_ms: Annotated[int, _duration("1ms", "1h")] = field(default=5_000, name="auth_timeout")
 
-    # Time for which a socket may take no byte while data waits for it; then the connection is closed with
-    # 4010. Duration, 1ms to 1h. Default "10s".
+    # Time for which a socket may take no byte while data waits for it. Then the connection is reset, because
+    # a Close would not be read either: the client sees 1006, and the reason in the metrics is write_stall.
+    # Duration, 1ms to 1h. Default "10s".
     write_timeout_ms: Annotated[int, _duration("1ms", "1h")] = field(default=10_000, name="write_timeout")
 
     # Time without a message from a client after which the connection is closed with 4003; pongs do not count
@@ -406,8 +407,10 @@ class Admission(Section, frozen=True, kw_only=True):
         default=0, name="per_address_rate"
     )
 
-    # Connections of one user at once, on all nodes that share the bus. 0 switches the limit off. 0 to 1000.
-    # Default 0.
+    # Connections of one user at once, on all nodes that share the bus. Set the same number on every node. A
+    # lower number closes nothing by itself: it acts when the user connects again. Clients without a user are
+    # not counted, and while the bus does not answer every user is admitted. 0 switches the limit off. 0 to
+    # 1000. Default 0.
     per_user_connections: Annotated[int, Meta(ge=0, le=1000)] = 0
 
     # What happens when a user opens one connection too many: replace_oldest closes the oldest connection of
@@ -417,7 +420,8 @@ class Admission(Section, frozen=True, kw_only=True):
 
     # Messages that one user may send per second over all connections, on all nodes that share the bus, with a
     # burst of one second's amount. Until the bus has answered for a user, each shard allows an eighth of
-    # that, or ten messages if a second allows as many. One more is answered with 429 rate_limited. 0 switches
+    # that in each second, but at least ten messages, or one second's amount where that is less. More are
+    # answered with 429 rate_limited. 0 switches
     # the limit off. 0 to 1000000. Default 0.
     per_user_rate_per_s: Annotated[int, Meta(ge=0, le=1_000_000)] = field(default=0, name="per_user_rate")
 
@@ -429,10 +433,11 @@ class Admission(Section, frozen=True, kw_only=True):
 
     # Memory that all processes of the node may use, including what the kernel keeps for their sockets. An
     # eighth is for the private bus, where there is one. When fifteen sixteenths of the part of a shard are
-    # used, the shard refuses new connections. Above its part it closes connections with 4013 in this order:
-    # stalled readers, unauthenticated connections, connections with unfinished messages, slow readers, the
-    # longest idle. The node does not start if the budget is more than the control group or the machine has,
-    # because the kernel would kill it first. 0B takes nine tenths of that. Size, 0B to 1024GiB. Default "0B".
+    # used, the shard refuses new connections. Above its part it closes connections in this order: stalled
+    # readers, which are reset and see 1006, and then with 4013 unauthenticated connections, connections with
+    # unfinished messages, slow readers, the longest idle. The node does not start if the budget is more than
+    # the control group or the machine has, because the kernel would kill it first. 0B takes nine tenths of
+    # that. Size, 0B to 1024GiB. Default "0B".
     memory_budget_bytes: Annotated[int, _size("0B", "1024GiB")] = field(default=0, name="memory_budget")
 
 
@@ -543,17 +548,19 @@ class Namespace(Section, frozen=True, kw_only=True):
     """
 
     # Which clients may subscribe: anyone, authenticated (clients with a valid token), token (clients whose
-    # token names the channel) or nobody. The claims of a token can add rights but not remove any. Default
+    # token names the channel, or that show a channel token) or nobody. The claims of a token can add rights
+    # but not remove any. Channels in the claim `channels` are subscribed whatever this setting says. Default
     # "token", with server.dev "anyone".
     subscribe: Access = "token"
 
-    # Which clients may publish: anyone, authenticated, token or nobody, with the same meaning as for
-    # subscribe. Backends may always publish. Default "nobody", with server.dev "anyone".
+    # Which clients may publish: anyone, authenticated, token (clients whose claim `publish` matches the
+    # channel) or nobody. Backends may always publish. Default "nobody", with server.dev "anyone".
     publish: Access = "nobody"
 
-    # What happens to a client that reads too slowly: close ends the connection, so that no loss goes
-    # unnoticed; drop_oldest and latest_only drop publications and notify the client with a gap. Default
-    # "close".
+    # What happens to a client that reads too slowly: close ends the connection with 4010, so that no loss
+    # goes unnoticed; drop_oldest and latest_only drop publications and notify the client with a gap. With
+    # these two the connection is closed all the same if what waits may not be dropped, such as replies or the
+    # newest publication of a latest_only channel. limits.write_timeout always applies. Default "close".
     slow_consumer: SlowConsumer = "close"
 
     # Largest publication, counting only its data. A larger one from a client is refused; a larger one from a
@@ -564,8 +571,8 @@ class Namespace(Section, frozen=True, kw_only=True):
 class Inbox(Section, frozen=True, kw_only=True):
     """`[inbox]`: the private channel of each user.
 
-    Only backends publish to an inbox, and each connection is always subscribed to the inbox of its user. No
-    setting changes that.
+    Only backends publish to an inbox, and the gateway subscribes each connection of a user to its inbox. No
+    setting changes that; a client can end the delivery with `unsub`.
     """
 
     # What happens to a client that reads its inbox too slowly: close, drop_oldest or latest_only, with the

@@ -156,7 +156,8 @@ def read_lock_holder(lock_fd: int) -> str:
 class RuntimeFiles:
     """The files of a running gateway in the runtime directory, which are made again when they are removed.
 
-    The default directory is in the temporary directory, where cleaning programs remove old files.
+    Without $RUNTIME_DIRECTORY and $XDG_RUNTIME_DIR the directory is in the temporary directory, where
+    cleaning programs remove old files.
 
     Args:
         locate: Returns the directory, and makes it if it is missing.

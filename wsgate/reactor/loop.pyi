@@ -123,7 +123,8 @@ class Reactor:
         The change is made completely or not at all.
 
         Args:
-            limits: The limits that are checked when a socket is accepted.
+            limits: The limits that are checked when a socket is accepted. The memory budget and
+                `partial_bytes` hold for open connections too.
             refusal: A whole HTTP response of at most 4 KiB, or empty: nothing is sent.
             too_many: The response when the peer's address has too many connections or opens them too fast; at
                 most 4 KiB; empty: `refusal` is sent.

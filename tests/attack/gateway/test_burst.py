@@ -17,6 +17,7 @@ from tests.support.gateway import Gateway, wait_until
 from tests.support.raw_client import RawClient
 from tests.support.valkey import Valkey, running_valkey
 
+# The readers must read while the burst arrives: beside other tests they would wait for a CPU, and be behind.
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 COUNT: Final = 10_000
