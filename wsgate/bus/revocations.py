@@ -279,6 +279,7 @@ class RevocationKeeper:
         self._retry_s = RETRY_FIRST_S
         self._store_at_s = 0.0
         self._found: dict[str, float] = {}
+        self._withdrawn: set[str] = set()  # users that were withdrawn while commands are unanswered
         self.has_read = False
 
     @property
@@ -291,14 +292,24 @@ class RevocationKeeper:
 
         At `REVOCATIONS_MOST` queued revocations the oldest queued one is dropped, and counted.
         """
+        self._withdrawn.discard(user)
+        self._queue(user, before_s)
+
+    def _queue(self, user: str, before_s: float) -> None:
+        """Queue a revocation, with the latest time if one of the user is queued already."""
         if len(self._unstored) >= REVOCATIONS_MOST and user not in self._unstored:
             self._unstored.pop(next(iter(self._unstored)))
             self._count("revocations_forgotten", 1)
         self._unstored[user] = max(before_s, self._unstored.get(user, before_s))
 
     def forget(self, user: str) -> None:
-        """Drop a user's queued revocation, because it was withdrawn."""
+        """Drop a user's revocation, because it was withdrawn.
+
+        A command that was sent before, to store it or to read a page with it, does not bring it back.
+        """
         self._unstored.pop(user, None)
+        if self._under_way or self._is_reading:
+            self._withdrawn.add(user)
 
     def on_up(self) -> None:
         """Read everything with the next tick: the bus is connected again, and may have lost its data."""
@@ -328,6 +339,8 @@ class RevocationKeeper:
 
     def _on_found(self, revocation: Revocation) -> None:
         """Note a revocation of the bus, and pass it to `learn` if it is newer than the known one."""
+        if revocation.user in self._withdrawn:
+            return
         self._found[revocation.user] = max(revocation.before_s, self._found.get(revocation.user, 0.0))
         if self._known.get(revocation.user, -1.0) < revocation.before_s:
             self._learn(revocation.user, revocation.before_s)
@@ -335,6 +348,7 @@ class RevocationKeeper:
     def _on_read(self, asked_s: float, outcome: PublishOutcome) -> None:
         """Plan the next reading, and after a complete one store what the bus does not have."""
         self._is_reading = False
+        self._end_withdrawals()
         found, self._found = self._found, {}
         if outcome:
             self._count("revocations_unread", 1)
@@ -357,12 +371,20 @@ class RevocationKeeper:
     ) -> None:
         """Queue a revocation again if storing failed, else count the users removed for it."""
         self._under_way -= 1
+        is_withdrawn = revocation.user in self._withdrawn
+        self._end_withdrawals()
         if outcome:
-            self.store(*revocation)
+            if not is_withdrawn:
+                self._queue(*revocation)
             self._store_at_s = asked_s + self._wait_s(outcome)
         elif text.isdigit() and len(text) < 10:
             self._retry_s = RETRY_FIRST_S
             self._count("revocations_forgotten", int(text))
+
+    def _end_withdrawals(self) -> None:
+        """Forget which users were withdrawn, when no command from before is unanswered."""
+        if not self._under_way and not self._is_reading:
+            self._withdrawn.clear()
 
     def _wait_s(self, outcome: PublishOutcome) -> float:
         """Return the seconds before the next try, doubled each time; a full minute if the server refuses."""

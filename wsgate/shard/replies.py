@@ -172,7 +172,10 @@ class Replies:
         row = REASONS[reason]
         if row.close_code >= 4000:
             self._reactor.send(conn, bye(dialect, reason, retry_ms), dialect.opcode)
-        if self._reactor.close(conn, row.close_code, reason.name.lower().encode(), reason=reason):
+        is_closed = self._reactor.close(conn, row.close_code, reason.name.lower().encode(), reason=reason)
+        # A Close or a fault of the peer in the same read may have ended the connection already. The messages
+        # before it are handed over all the same, and must not be run.
+        if is_closed or self._reactor.variant(conn) >= 0:
             self.ended.add(conn)
 
     def end_crowded(self, conn: int, dialect: Dialect) -> None:

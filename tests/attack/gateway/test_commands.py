@@ -14,7 +14,7 @@ from tests.support.attack_rig import (
     fresh_counters,
     make_token,
 )
-from tests.support.frames import BINARY, TEXT, client_frame
+from tests.support.frames import BINARY, CLOSE, TEXT, client_frame
 from tests.support.gateway import Gateway
 from tests.support.raw_client import RawClient
 
@@ -247,6 +247,21 @@ def test_s22_frame_with_the_opcode_of_the_other_dialect_closes_with_1003(
         client.say_raw(b'{"op":"ping"}', opcode)
         client.say(op="ping")
         assert client.ending() == (1003, [])
+
+
+@pytest.mark.parametrize("tail", [client_frame(CLOSE, b"\x03\xe8"), b"\xff\xff", b""], ids=["close", "fault", ""])
+def test_message_behind_one_that_closes_is_not_run_whatever_follows_in_the_same_read(
+    gateway: Gateway, client: RawClient, tail: bytes
+) -> None:
+    with RawClient.welcomed(gateway, make_token("hearer")) as hearer:
+        hearer.say(op="sub", ch="open:behind-close", id=1)
+        assert hearer.hear_answer(1)["op"] == "subbed"
+        behind = b'{"op":"pub","ch":"open:behind-close","data":"late"}'
+        client.sock.sendall(client_frame(BINARY, b"{}") + client_frame(TEXT, behind) + tail)
+        client.ending()
+        hearer.say(op="pub", ch="open:behind-close", data="first", id=2)
+        heard = [hearer.hear(), hearer.hear()]
+    assert [said["data"] for said in heard if said["op"] == "msg"] == ["first"]
 
 
 def test_s22_text_message_that_is_not_utf8_closes_with_1007(client: RawClient) -> None:

@@ -262,3 +262,46 @@ def test_stores_are_bounded_in_each_tick_in_progress_and_in_total() -> None:
         rig.keeper.tick(NOW_S + tick)
         assert len(rig.bus.sent) == min(STORES_PER_TICK * (tick + 1), revocations.STORES_UNDER_WAY)
     assert PAGE_BYTES < REPLY_LIMIT_BYTES
+
+
+@pytest.mark.parametrize("outcome", ["down", "unknown", "refused"])
+def test_revocation_that_is_withdrawn_while_it_is_being_stored_is_not_stored_again(outcome: str) -> None:
+    rig = KeeperRig()
+    rig.keeper.store("ann", 5.0)
+    rig.keeper.tick(NOW_S)
+    rig.keeper.forget("ann")
+    rig.bus.answer(outcome)
+    rig.keeper.tick(NOW_S + 1_000)
+    assert (rig.bus.sent, rig.keeper.waiting) == ([], 0)
+    # A new revocation of the user is stored.
+    rig.keeper.store("ann", 6.0)
+    rig.keeper.tick(NOW_S + 2_000)
+    assert len(rig.bus.sent) == 1
+
+
+def test_new_revocation_after_a_withdrawal_is_stored_although_an_older_command_fails() -> None:
+    rig = KeeperRig()
+    rig.keeper.store("ann", 5.0)
+    rig.keeper.tick(NOW_S)
+    rig.keeper.forget("ann")
+    rig.keeper.store("ann", 7.0)
+    rig.bus.answer("down")
+    rig.keeper.tick(NOW_S + 1_000)
+    assert b"7" in rig.bus.answer()
+    assert rig.keeper.waiting == 0
+
+
+def test_revocation_that_is_withdrawn_during_a_reading_is_not_learned_from_it() -> None:
+    rig = KeeperRig()
+    rig.keeper.on_up()
+    rig.keeper.tick(NOW_S)
+    rig.keeper.forget("ann")
+    score = b"%d" % int(time.time())
+    rig.bus.answer("", page((b"ann", score), (b"bob", score)))
+    assert [user for user, _ in rig.learned] == ["bob"]
+    while rig.bus.sent:
+        rig.bus.answer("", b"")
+    # The next reading finds what is on the bus then.
+    rig.keeper.tick(NOW_S + 10_000)
+    rig.bus.answer("", page((b"ann", score)))
+    assert "ann" in rig.known
