@@ -1,7 +1,8 @@
 """Parses the head of an opening handshake into a `Request` or a `Refusal`, and makes the HTTP responses.
 
 This module has every rule of RFC 6455 section 4.2 and of RFC 9112 that concerns a WebSocket handshake, the
-limits on its size, and the bytes of each response. It must not know sockets, clocks, asyncio, paths, users or
+limits on its size, and the bytes of each response. Compression is
+negotiated in wsgate/deflate.py. It must not know sockets, clocks, asyncio, paths, users or
 allowed
 origins: the shard decides about these, and refuses with `refusal`.
 

@@ -93,7 +93,8 @@ EVENTS: Final = (
         ("error",),
         ("any",),
         "An unexpected exception has ended a child process of the keeper.",
-        _REPORT,
+        "Read the traceback. An OSError or a MemoryError is a fault of the machine; anything else is a"
+        " defect of wsgate: please report it with the traceback.",
         {"child": "Name of the process, such as `wsgate-shard-0`."},
     ),
     LogEvent(
@@ -199,9 +200,9 @@ EVENTS: Final = (
         "duty_failed_<duty>",
         ("warning", "error"),
         ("keeper",),
-        "A duty of the keeper failed; the keeper continues and repeats the duty. An error with a"
-        " traceback is a defect of wsgate, a warning is an error of the operating system or of the"
-        " configuration.",
+        "A duty of the keeper failed; the keeper continues, and repeats periodic duties. An error with a"
+        " traceback is a defect of wsgate, a warning is mostly an error of the operating system or of"
+        " the configuration.",
         "Read `why`. Watch `wsgate_keeper_duty_failures_total` to see whether the duty still fails.",
         {"why": "Text of the error; warnings only."},
     ),
@@ -356,9 +357,12 @@ EVENTS: Final = (
         ("info",),
         ("shard",),
         "The admission state of a shard has changed.",
-        "If the state is not `open`, look at `wsgate_headroom` to see which resource is short.",
+        "If the state is not `open`, look at `wsgate_headroom`: a resource with 0 is the short one. If none"
+        " has 0, look at `wsgate_sockets_short`, `wsgate_ledger_drift_bytes` and the log event `bus_memory`."
+        " After a shortage of memory the state lasts until an eighth of the budget is free.",
         {
-            "state": "`open`, `refusing` (new connections are refused) or `shedding` (some are closed, too).",
+            "state": "`open`, `refusing` (new connections are passed to a shard that has room, or"
+            " refused) or `shedding` (some connections are closed, too).",
             "connections": "Number of connections of the shard.",
         },
     ),

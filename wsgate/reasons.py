@@ -1,10 +1,12 @@
 """The registry of reasons for which a connection is refused or closed, and of the errors of commands.
 
 Every refusal and every close has exactly one reason and is counted by the name of the reason. The compiled
-reactor uses the same numbers (`wsgate/reactor/structs.pxd`; a test compares the two lists). Numbers stay
+reactor uses the same numbers (`wsgate/reactor/structs.pxd`; tests compare the last numbers of the lists, and
+provoke each reason that the reactor finds by itself). Numbers stay
 stable: append new ones, and never renumber.
 
-`close_code` is the code that the WebSocket peer receives (0: no Close frame is sent). `http_status` is the
+`close_code` is the code of the Close frame (0: none is sent). A connection that is reset gets no Close,
+always so for `write_stall`, and a peer that has sent Close gets its own code back. `http_status` is the
 status that a peer receives before the upgrade (0: no HTTP response is sent).
 
 Source: RFC 6455 section 7.4.1 for 1000-1015; protocols/codes for 4000-4999.
@@ -113,7 +115,12 @@ _ROWS: Final = (
     ReasonEntry(Reason.TOKEN_EXPIRED, 4001, 0, "the token or a deadline of the application has expired"),
     ReasonEntry(Reason.SLOW_CONSUMER, 4010, 0, "the outbox is over its limit for bytes or frames"),
     ReasonEntry(Reason.OUTBOX_AGE, 4010, 0, "the oldest entry of the outbox is over the age limit"),
-    ReasonEntry(Reason.WRITE_STALL, 4010, 0, "the socket took no byte within the write deadline"),
+    ReasonEntry(
+        Reason.WRITE_STALL,
+        4010,
+        0,
+        "the socket took no byte within the write deadline; it is reset, so the peer sees 1006",
+    ),
     ReasonEntry(Reason.APPLICATION, 1000, 0, "the application closed the connection"),
     ReasonEntry(Reason.PARTIAL_BYTES, 1013, 0, "the unfinished input of all peers is over its limit"),
     ReasonEntry(Reason.OUT_OF_MEMORY, 1011, 0, "the process could not allocate memory"),

@@ -14,8 +14,8 @@ Source: Goyal, Vin and Cheng, "Start-time fair queueing", 1996.
 
 `Room` reserves half of the queue for parties that have little or nothing in the queue. The other half has a
 dynamic threshold: a party can have as much as is still free there, and a connection as much as is left of the
-threshold of its party. So each of N greedy parties gets at most 1/(N + 1) of that half, however early it
-came.
+threshold of its party. So in the long run each of N greedy parties gets at most 1/(N + 1) of that half,
+however early it came.
 Source: Choudhury and Hahne, "Dynamic queue length thresholds for shared-memory packet switches", 1998.
 """
 

@@ -21,9 +21,9 @@ from tests.support.event_stream import GROUP, Hall, consuming, options, running_
 from tests.support.memory_gateway import run
 from tests.support.valkey import Valkey, running_valkey
 from wsgate.client import Backoff
-from wsgate.client.backend import BusError, Event, EventConsumer, MalformedEvent, Publisher
+from wsgate.client.backend import BusError, ConsumerOptions, Event, EventConsumer, MalformedEvent, Publisher
 from wsgate.client.backend.bus import Bus, Entry, Reader
-from wsgate.errors import InternalError
+from wsgate.errors import InternalError, SettingsError
 from wsgate.node.embedded_bus import find_server
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "backends.md"
@@ -110,6 +110,48 @@ def test_consumer_reads_and_acknowledges_every_partition(valkey: Valkey) -> None
         assert Counter(event.stream[-1] for event in here.handled) == {"0": 4, "1": 4, "2": 4}
 
     with_stream(valkey, scenario)
+
+
+def test_consumers_with_partitions_of_their_own_read_no_other(valkey: Valkey) -> None:
+    """So each user has one consumer, and the order of its events is kept."""
+
+    async def scenario(here: Hall) -> None:
+        first: list[str] = []
+        second: list[str] = []
+        is_done = asyncio.Event()
+
+        async def handle_first(event: Event) -> None:
+            handle(event, first)
+
+        async def handle_second(event: Event) -> None:
+            handle(event, second)
+
+        def handle(event: Event, handled: list[str]) -> None:
+            handled.append(event.stream[-1])
+            if len(first) + len(second) == 12:
+                is_done.set()
+
+        async with (
+            consuming(valkey.url, handle_first, partitions=3, own_partitions=(2, 0)),
+            consuming(valkey.url, handle_second, partitions=3, own_partitions=(1,)),
+        ):
+            for partition in range(3):
+                await here.append(4, partition=partition)
+            async with asyncio.timeout(30):
+                await is_done.wait()
+        assert (Counter(first), Counter(second)) == ({"0": 4, "2": 4}, {"1": 4})
+
+    with_stream(valkey, scenario)
+
+
+@pytest.mark.parametrize("own", [(), (3,), (0, -1)])
+def test_consumer_with_a_partition_that_does_not_exist_raises(own: tuple[int, ...]) -> None:
+    async def handle(event: Event) -> None:
+        raise AssertionError(event)
+
+    options = ConsumerOptions(partitions=3, own_partitions=own)
+    with pytest.raises(SettingsError, match="own_partitions"):
+        EventConsumer("redis://localhost", "group", handle, options=options)
 
 
 def test_two_consumers_of_a_group_share_the_events_equally(valkey: Valkey) -> None:

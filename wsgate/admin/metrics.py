@@ -285,8 +285,8 @@ _COUNTERS: Final = (
     _one("key_set_updates", "Fetched key sets that a shard has applied.", "keys_fetched"),
     _one(
         "revocations_forgotten",
-        "Revocations of single users that were merged into one revocation for all users,"
-        " because too many users were revoked.",
+        "Revocations of single users that were dropped because too many users were revoked: merged into"
+        " one revocation for all users, removed from the bus, or not stored there.",
         "revocations_forgotten",
     ),
     _one(
@@ -385,14 +385,15 @@ _MARKED: Final = (
         "keeper_duty_failures",
         (
             "Exceptions in a duty of the keeper. The label duty is the name of the duty; the "
-            "keeper continues and repeats it."
+            "keeper continues, and repeats the duties that it does periodically."
         ),
         "duty",
         "duty_failed_",
     ),
     (
         "token_refusals",
-        "Tokens that were refused. The label fault is the reason; the log has more about each one.",
+        "Tokens that were refused. The label fault is the reason; the log has more about the causes, at"
+        " most one line per cause and second.",
         "fault",
         "token_fault_",
     ),

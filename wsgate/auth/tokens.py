@@ -21,7 +21,7 @@ Rules:
 - `iat` gives a token's age and is no reason to refuse it (RFC 7519 section 4.1.6), because the clocks of
   issuer and gateway differ. Only an `iat` more than `IAT_AHEAD_S` ahead is refused, as not yet valid:
   otherwise a token from the future could never be revoked.
-- If a claim name occurs twice, the last one counts, as in PyJWT.
+- If a claim name occurs twice, the last one counts, as in PyJWT; but each occurrence must have a valid type.
 
 Source: RFC 7515, RFC 7519, RFC 8725; protocols/client/v1/spec.md, "Tokens".
 """

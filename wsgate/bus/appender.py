@@ -131,7 +131,8 @@ class Appender:
     Args:
         locate: Returns the address of the server; called for every attempt. None: no server is known now.
         options: The times and limits.
-        on_failed: Called with a reason for the log when the bus cannot be reached, is lost or refuses.
+        on_failed: Called with a reason for the log when the bus cannot be reached, refuses, or is lost
+            with commands that were not answered.
         on_moved: Called when the server replies that the slot of the stream is on another server.
 
     Attributes:

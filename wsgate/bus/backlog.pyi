@@ -9,9 +9,10 @@ class Backlog:
     """The queue of one shard's publications, oldest first. `len()` returns the number of queued publications.
 
     Args:
-        limit_bytes: The most memory of the queue. When an arriving publication needs more, the oldest chunks
-            are dropped; a chunk is about a sixteenth of a limit from 64 KiB to 4 MiB, and 256 KiB of a larger
-            one. A single publication is always accepted, whatever its size.
+        limit_bytes: The most memory of the queue without the names for `take_lost`. When an arriving
+            publication needs more, the oldest chunks are dropped; a chunk is about a sixteenth of a limit
+            from 64 KiB to 4 MiB, and 256 KiB of a larger one. A single publication is always accepted,
+            whatever its size.
     """
 
     def __init__(self, limit_bytes: int) -> None: ...

@@ -116,7 +116,8 @@ def make_publisher(
         address: The address of the bus.
         connect_timeout_s: Time for connecting, in seconds.
         command_timeout_s: Time from sending a command to its reply, in seconds.
-        on_failed: Called with a reason for the log when the bus cannot be reached, is lost or refuses.
+        on_failed: Called with a reason for the log when the bus cannot be reached, refuses, or is lost
+            with commands that were not answered.
 
     Returns:
         The publisher, and the parts whose `run` the caller starts.

@@ -133,7 +133,8 @@ class Publisher:
             connect_timeout_s: Time from the resolver to the last reply of the greeting, in seconds.
             command_timeout_s: Time from sending a command to its reply, in seconds; later the outcome is
                 `unknown`. A command that could not be sent within both times together is `down`.
-            on_failed: Called with a reason for the log when the bus cannot be reached, is lost or refuses.
+            on_failed: Called with a reason for the log when the bus cannot be reached, refuses, or is lost
+                with commands that were not answered.
             is_sharded: The server belongs to a cluster: publish with SPUBLISH to sharded channels.
         """
         self._command = _SPUBLISH if is_sharded else _PUBLISH

@@ -28,7 +28,8 @@ class Track:
     """The last position that was received on one channel.
 
     Attributes:
-        last: The position as a text, to be sent as `from`; None while the channel has sent none.
+        last: The position as a text, to be sent as `from`; None while neither the application nor the
+            channel has given one.
     """
 
     __slots__ = ("_place", "last")

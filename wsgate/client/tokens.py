@@ -1,7 +1,8 @@
 """Provides the tokens of a client: a fixed text, or a provider function that returns a fresh token.
 
 A provider is code of the application: it may raise, hang, block, or cancel itself. It therefore runs in its
-own task, or in a thread if it is not a coroutine function, so that none of this affects the caller.
+own task, or in a thread if it is not a coroutine function, so that none of this affects the caller;
+only a coroutine function that blocks the event loop blocks the client too.
 """
 
 import asyncio

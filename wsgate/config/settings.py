@@ -217,7 +217,8 @@ class Auth(Section, frozen=True, kw_only=True):
 
     # Shared secret (HS256) of tokens whose header names no key. This is the simplest set-up. At least 32
     # bytes; a short text that is repeated is refused. If it is empty, only auth.keys and auth.jwks_url verify
-    # tokens. Can be given as hmac_secret_file instead. Default "".
+    # tokens, and with server.dev a secret that is made at the start. Can be given as hmac_secret_file
+    # instead. Default "".
     hmac_secret: Secret = ""
 
     # Whether clients without a token may connect. Such a client has no user, and reaches only channels whose
@@ -317,8 +318,9 @@ class Limits(Section, frozen=True, kw_only=True):
     publish_burst: Annotated[int, Meta(ge=0, le=1_000_000)] = 2_000
 
     # Payload bytes that a connection may send to the bus per second with `pub` and `send`, and also the
-    # burst. More are answered with 429 rate_limited and retry_ms; the connection stays open. The limit is on
-    # by default, because a dozen clients without it publish faster than a shard can receive. 0 switches it
+    # burst. More are answered with 429 rate_limited and retry_ms; the connection stays open. A single message
+    # that is larger than the burst is accepted when nothing was sent for long enough, and the next one then
+    # waits longer. The limit is on by default, because a dozen clients without it publish faster than a shard can receive. 0 switches it
     # off. Size, 0B to 1GiB. Default "4MiB".
     publish_byte_rate_per_s: Annotated[int, _size("0", "1GiB")] = field(
         default=4 * 1024 * 1024, name="publish_byte_rate"
@@ -490,7 +492,8 @@ class Events(Section, frozen=True, kw_only=True):
     enabled: tuple[EventType, ...] = ()
 
     # Number of streams over which events are distributed by user. At most as many backend processes can share
-    # the work and keep the order of each user. Must be the same on every node. 1 to 64. Default 1.
+    # the work and keep the order of each user, if each reads streams of its own. Must be the same on every
+    # node. 1 to 64. Default 1.
     partitions: Annotated[int, Meta(ge=1, le=64)] = 1
 
     # Approximate number of entries to which each stream is trimmed. A backend that was away for longer misses

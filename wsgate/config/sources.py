@@ -84,8 +84,9 @@ def load(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, Any]
 
     Raises:
         SettingsError: A setting is missing, unknown, of a wrong type, out of range, or contradicts another
-            one. The text has one line for each mistake, with the path of the setting. Rules between settings
-            are checked only when each setting is valid by itself.
+            one. The text has one line for each mistake, with the path of the setting or the name of the
+            variable. A file that cannot be read or parsed is the only mistake that is reported. Rules between
+            settings are checked only when each setting is valid by itself.
     """
     mistakes: list[str] = []
     given: _Table = {("channels", "default"): {}}

@@ -2,8 +2,8 @@
 
 Fields have the names of the protocol, so that a decoder needs no table. Types and ranges are checked while
 decoding. Unknown fields are ignored, so that a newer client can use an older gateway. A field that is null
-counts as absent, because typed languages write null. `data` keeps its bytes: the gateway relays it without
-parsing.
+counts as absent, because typed languages write null. `data` keeps its bytes here, undecoded: the dialect
+checks them, relays those of JSON clients as they are, and converts those of msgpack clients to JSON.
 
 Source: protocols/client/v1/spec.md, "Commands".
 """

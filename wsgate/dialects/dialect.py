@@ -97,7 +97,7 @@ class Dialect(Protocol):
             id: The id of the command, if known.
             ch: The channel of the command, if known.
             retry_ms: When the client may try again, in milliseconds; None: the message has no such time.
-            detail: Text after the error's own text. It comes from a registry too, never from a peer.
+            detail: Text after the error's own text. It is a text of wsgate, never of a peer.
         """
 
     def bye(self, code: int, reason: str, *, reconnect: bool, retry_ms: int | None) -> bytes:

@@ -145,9 +145,10 @@ def _plan(config: Config, environ: Mapping[str, str], read: Callable[[], Config]
 
     def reread() -> Renewed:
         fresh, ignored = renewable(config, read())
+        renewed = Renewed(shards_of(fresh), admin_options(fresh, running), ignored)
         with suppress(OSError):  # only our commands read the file, so a reload must not fail because of it
             replace(running, publish_limits=publish_limits(fresh)).write(directory)
-        return Renewed(shards_of(fresh), admin_options(fresh, running), ignored)
+        return renewed
 
     shards = shards_of(config)
     files = RuntimeFiles(lambda: runtime_directory(environ), running, lock_fd)

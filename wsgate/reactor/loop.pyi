@@ -270,9 +270,10 @@ class Reactor:
         """Charge a connection for the time that the caller took to handle one of its messages.
 
         A connection that has lately cost more than its share is read after all others (debts.pyx). The
-        reactor charges 5 us for each message by itself, so the call is needed only for a message that took
-        clearly longer. A cost of 0.2 ms or more is compared with the CPU time that this thread has used
-        since the reactor last read it, and the smaller one is charged. A stale handle has no effect.
+        reactor by itself charges 5 us for each message in turns of 20 us or more, so the call is needed only
+        for a message that took clearly longer. A cost of 0.2 ms or more is compared with the CPU time that
+        this thread has used since the reactor last read it, and the smaller one is charged. A stale handle
+        has no effect.
 
         Args:
             conn: The connection that sent the message.

@@ -373,7 +373,7 @@ cdef class Reactor:
         core.relief, core.relief_next, core.max_handovers = fd, next_fd, handovers
 
     def accept_handover(self, int fd, *, int64_t now_ms, uint8_t handovers=1):
-        """Take over a socket that a sibling accepted: accept_handover it, hand it to the next sibling, or refuse it."""
+        """Take over a socket that a sibling accepted: accept it, hand it to the next sibling, or refuse it."""
         cdef Core *core = self.own()
         advance(core, now_ms)
         gate_accept_handover(core, fd, handovers)

@@ -2,7 +2,7 @@
 
 Modules that read and write use these functions and never a descriptor, so that TLS would be a second
 implementation of this module alone. Sockets that are accepted, refused or drained have no connection:
-gate.pyx makes their calls itself.
+gate.pyx makes most of their calls itself.
 """
 
 from libc.errno cimport EAGAIN, EINTR, errno

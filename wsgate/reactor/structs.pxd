@@ -125,7 +125,7 @@ cdef enum:
     SENT_SINCE = 1               # flag in `units`: more than a ping was sent since the kernel was queried
     KERNEL_UNIT = 32             # unit of the other bits of `units`: what the kernel held then
 
-# The numbers of wsgate/reasons.py; a test compares the two lists.
+# The numbers of wsgate/reasons.py; tests compare the last ones, and provoke each reason that is found here.
 cdef enum Reason:
     REASON_NONE = 0
     REFUSED_DESCRIPTORS

@@ -8,7 +8,7 @@ Source: protocols/backend/v1/spec.md.
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Final
 
 from wsgate.client.backend.address import Client
@@ -20,7 +20,7 @@ from wsgate.client.backend.partition import Partition, Turn
 from wsgate.client.backend.stopping import Stopping
 from wsgate.client.callbacks import Callbacks, ErrorCallback
 from wsgate.client.tasks import Tasks
-from wsgate.errors import InternalError
+from wsgate.errors import InternalError, SettingsError
 
 __all__ = ["EventConsumer"]
 
@@ -31,10 +31,11 @@ class EventConsumer:
     """Reads events from the bus and calls a handler at least once for each of them.
 
     An event is finished when its handler returns. If the handler raises, it is called again after a delay; an
-    event whose attempts all failed is moved to the stream `P:events:dead`. Events of one user are handled in
-    their order, those of different users at the same time. A repeated event (the same `id`) is acknowledged
-    without being handled, if this process remembers it. Events that another process has handled are not
-    recognized.
+    event whose attempts all failed is moved to the stream `P:events:dead`. Within one consumer, events of one
+    user are handled in their order, those of different users at the same time. Two consumers of one group
+    that read the same partition may handle events of one user at the same time: see `own_partitions`. A
+    repeated event (the same `id`) is acknowledged without being handled, if this process remembers it. Events
+    that another process has handled are not recognized.
     """
 
     def __init__(
@@ -57,7 +58,8 @@ class EventConsumer:
                 logged.
 
         Raises:
-            SettingsError: The URL is not valid, or the client has `decode_responses`.
+            SettingsError: The URL is not valid, the client has `decode_responses`, or `own_partitions` names
+                a partition that does not exist.
         """
         self._options = options or ConsumerOptions()
         self._bus = Bus(where, timeout_s=self._options.timeout_s)
@@ -80,8 +82,17 @@ class EventConsumer:
                 self._options.concurrency,
                 self._options.start_at,
             )
-            for number in range(self._options.partitions)
+            for number in self._own_partitions()
         ]
+
+    def _own_partitions(self) -> Collection[int]:
+        """Return the numbers of the partitions that are read; raise SettingsError if one does not exist."""
+        partitions, own = range(self._options.partitions), self._options.own_partitions
+        if own is None:
+            return partitions
+        if not own or not set(own) <= set(partitions):
+            raise SettingsError(f"own_partitions: {own!r} is not a choice from 0 to {len(partitions) - 1}")
+        return sorted(set(own))
 
     async def run(self) -> None:
         """Handle events until `stop` is called. May be called once.

@@ -28,6 +28,9 @@ class ConsumerOptions:
     Attributes:
         prefix: The gateway's `bus.prefix`.
         partitions: The gateway's `events.partitions`.
+        own_partitions: The numbers of the partitions that this consumer reads, from 0; None: all. Events of
+            one user are in one partition, so they stay in order if each partition has one consumer of the
+            group.
         consumer: The name of this consumer in its group. Two running consumers must not share a name. By
             default it consists of the host name, the process id and a number.
         start_at: Where a new group starts to read: `$` for events from now on, `0` for all events in the
@@ -39,8 +42,9 @@ class ConsumerOptions:
             without being handled: perhaps handling it ends the process. Reading again after a lost connection
             counts too.
         backoff: The delay between the attempts for one event, and between attempts to reach Redis.
-        takeover_idle_s: An entry that was not acknowledged for so long is claimed. Must be longer than a
-            handler needs with all its attempts, or else the event is handled twice.
+        takeover_idle_s: An entry that was not acknowledged for so long is claimed. Must be longer than the
+            time from the delivery of an entry to its acknowledgement, or else the event is handled twice: the
+            handler with all its attempts, and before it those of earlier events of the same user.
         takeover_every_s: How often to search for entries to claim.
         seen_limit: How many ids of finished events are remembered, to recognize repeated events.
         dead_limit: Approximate length to which the stream of dead letters is trimmed.
@@ -51,6 +55,7 @@ class ConsumerOptions:
 
     prefix: str = "wsgate"
     partitions: int = 1
+    own_partitions: tuple[int, ...] | None = None
     consumer: str = field(default_factory=_own_name)
     start_at: str = "$"
     concurrency: int = 16
