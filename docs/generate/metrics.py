@@ -23,7 +23,7 @@ ABOUT_KINDS: Final = {
     ),
     "gauge": (
         "A gauge is the value of this moment. The label `shard` is the number of the shard, from 0. A gauge"
-        " without this label is a value of the node or of its machine, or of the process in the label `process`."
+        " without this label is a value of the node, its machine, or the process in the label `process`."
     ),
     "histogram": (
         "A histogram counts observations of one shard; the label `shard` is its number. It begins at 0"

@@ -320,8 +320,8 @@ class Limits(Section, frozen=True, kw_only=True):
     # Payload bytes that a connection may send to the bus per second with `pub` and `send`, and also the
     # burst. More are answered with 429 rate_limited and retry_ms; the connection stays open. A single message
     # that is larger than the burst is accepted when nothing was sent for long enough, and the next one then
-    # waits longer. The limit is on by default, because a dozen clients without it publish faster than a shard can receive. 0 switches it
-    # off. Size, 0B to 1GiB. Default "4MiB".
+    # waits longer. The limit is on by default, because a dozen clients without it publish faster than a shard
+    # can receive. 0 switches it off. Size, 0B to 1GiB. Default "4MiB".
     publish_byte_rate_per_s: Annotated[int, _size("0", "1GiB")] = field(
         default=4 * 1024 * 1024, name="publish_byte_rate"
     )
