@@ -210,8 +210,8 @@ DEFECTS: Final = {
     "judge": Defect(
         "an outbox that is judged by its limits although its socket was never full",
         "wsgate/reactor/outbox.pyx",
-        "        while outbox.owed and over(core, outbox, frame.length):",
-        "        while over(core, outbox, frame.length):",
+        "        if outbox.owed and over(core, outbox, frame.length):",
+        "        if over(core, outbox, frame.length):",
     ),
     "grace": Defect(
         "a connection that may hold more bytes than its limit because it fell behind only lately",

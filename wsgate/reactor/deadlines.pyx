@@ -31,13 +31,14 @@ from wsgate.reactor.structs cimport (
     STATE_CLOSING, STATE_DECIDING, STATE_HEAD, STATE_LINGERING, STATE_OPEN, TICK_MS, TIMERS, UPGRADE_TIMEOUT,
     WANT_IN, WATCHED, WRITE_STALL,
 )
-from wsgate.reactor.table cimport at, dirty_push, kernel_holds
+from wsgate.reactor.table cimport at, attention_push, dirty_push, kernel_holds
 from wsgate.reactor.wheel cimport wheel_arm, wheel_is_due, wheel_pop
 
 cdef enum:
     NEVER = 0x3FFFFFFFFFFFFFFF
     # How long the timer of an open connection without any deadline runs, if there is no heartbeat.
     LOOK_MS = 25000
+    LATE_MS = 2 * TICK_MS        # a deadline is noticed within one step of the wheel and one tick
     PAUSED = PAUSED_APP | PAUSED_OUTBOX    # nothing is read, so no deadline of the peer may run
 
 
@@ -114,6 +115,14 @@ cdef void deadlines_arm(Core *core, uint32_t slot) noexcept nogil:
         wheel_arm(core, slot, core.clock_ms + (core.limits.ping_interval_ms or LOOK_MS))
 
 
+cdef uint32_t ping_stamp(Core *core) noexcept nogil:
+    """Return the present as a value for `Connection.heartbeat_ms`: never 0, and never in the future.
+
+    A stamp 1 ms ahead would be 49 days in the past for `since`, and the pong would be overdue at once.
+    """
+    return <uint32_t>(core.clock_ms - 1) | 1
+
+
 cdef void deadlines_resume(Core *core, uint32_t slot) noexcept nogil:
     """Restart the peer's deadlines after reading was paused; that of an unfinished message continues.
 
@@ -123,7 +132,7 @@ cdef void deadlines_resume(Core *core, uint32_t slot) noexcept nogil:
     cdef Connection *c = at(core, slot)
     c.seen_ms = c.message_ms = <uint32_t>core.clock_ms
     if c.flags & PING_SENT:
-        c.heartbeat_ms = <uint32_t>core.clock_ms | 1
+        c.heartbeat_ms = ping_stamp(core)
     if c.input != NULL and c.input.started_ms:
         c.input.started_ms += core.clock_ms - c.input.paused_ms
     deadlines_arm(core, slot)
@@ -141,7 +150,7 @@ cdef void heartbeat(Core *core, uint32_t slot) noexcept nogil:
         fail(core, slot, HEARTBEAT_TIMEOUT, 0)
         return
     c.flags |= PING_SENT
-    c.heartbeat_ms = <uint32_t>core.clock_ms | 1
+    c.heartbeat_ms = ping_stamp(core)
     core.counters[<int>PINGS_OUT] += 1
     deliver(core, slot, core.ping, CLASS_CONTROL, NONE, True)
 
@@ -149,6 +158,22 @@ cdef void heartbeat(Core *core, uint32_t slot) noexcept nogil:
 cdef inline bint is_behind(Connection *c) noexcept nogil:
     """Whether a connection's socket has not yet taken what waited when it was last full; see outbox.pyx."""
     return c.outbox != NULL and c.outbox.owed != 0
+
+
+cdef inline bint is_too_old(Core *core, Connection *c) noexcept nogil:
+    """Whether a connection is behind and the oldest entry of its outbox is over the age limit."""
+    return is_behind(c) and outbox_oldest_ms(core, c) + core.limits.outbox_age_ms <= core.clock_ms
+
+
+cdef inline bint was_late(Core *core, Connection *c, int64_t due_ms) noexcept nogil:
+    """Whether this process was too late for a deadline of the peer, and bytes of the peer wait unread.
+
+    What the peer had to send may be among these bytes, so they are read first. The caller moves the deadline
+    by one tick, after which the process is no longer late: a peer that always sends gains no more than that.
+    """
+    return core.clock_ms - due_ms > LATE_MS and (
+        (c.flags & IN_ATTENTION) != 0 or (c.input != NULL and c.input.backlog.length != 0) or socket_readable(c)
+    )
 
 
 cdef inline bint is_stalled(Core *core, Connection *c) noexcept nogil:
@@ -182,10 +207,7 @@ cdef void due_open(Core *core, uint32_t slot) noexcept nogil:
     elif is_stalled(core, c):
         # The socket has taken no byte within the write timeout, so a Close frame would not leave either.
         release(core, slot, WRITE_STALL, True)
-    elif (
-        is_behind(c) and outbox_oldest_ms(core, c) + core.limits.outbox_age_ms <= now
-        and outbox_drop_aged(core, c) != PUSHED
-    ):
+    elif is_too_old(core, c) and outbox_drop_aged(core, c) != PUSHED:
         fail(core, slot, OUTBOX_AGE, 0)
     elif pacing_grace_end(core, c) <= now:
         pacing_end_grace(core, c)
@@ -193,9 +215,17 @@ cdef void due_open(Core *core, uint32_t slot) noexcept nogil:
         c.input != NULL and c.input.started_ms and core.limits.message_timeout_ms and not c.flags & PAUSED
         and c.input.started_ms + core.limits.message_timeout_ms <= now
     ):
-        fail(core, slot, MESSAGE_TIMEOUT, 0)
+        if was_late(core, c, c.input.started_ms + core.limits.message_timeout_ms):
+            c.input.started_ms = now + TICK_MS - core.limits.message_timeout_ms
+            attention_push(core, slot)
+        else:
+            fail(core, slot, MESSAGE_TIMEOUT, 0)
     elif core.limits.idle_timeout_ms and not c.flags & PAUSED and since(core, c.message_ms) + core.limits.idle_timeout_ms <= now:
-        fail(core, slot, IDLE_TIMEOUT, 0)
+        if was_late(core, c, since(core, c.message_ms) + core.limits.idle_timeout_ms):
+            c.message_ms = <uint32_t>(now + TICK_MS - core.limits.idle_timeout_ms)
+            attention_push(core, slot)
+        else:
+            fail(core, slot, IDLE_TIMEOUT, 0)
     elif heartbeat_ms(core, c, slot) <= now:
         heartbeat(core, slot)
 

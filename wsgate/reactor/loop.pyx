@@ -61,8 +61,8 @@ from wsgate.reactor.structs cimport (
     TURN_MESSAGES, TURN_MESSAGES_LEAST, UPGRADES, UserLink, VARIANTS_MAX, WALKS_MAX, WANT_OUT,
 )
 from wsgate.reactor.table cimport (
-    at, attention_pop, attention_push, enter, find, handle_of, heads_remove, indebted_pop, indebted_push,
-    note_pause, table_free,
+    at, attention_pop, attention_pop_older, attention_push, enter, find, handle_of, heads_remove, indebted_pop,
+    indebted_push, note_pause, table_free,
 )
 from wsgate.reactor.users cimport link_of, user_enter, user_first, user_hash, user_leave
 from wsgate.reactor.poller cimport wait_once
@@ -1062,26 +1062,61 @@ cdef inline bint is_over(Pass *used, bint asks_clock) noexcept nogil:
 cdef int serve_attention(Core *core, Pass *used, list events) except -1:
     """Give a turn to each connection on the attention queue; costly ones move to `indebted` instead.
 
+    Newcomers are first, but at most PASS_OPENS of them are opened before the others have their turns. If they
+    use up the whole pass, the others are first in the next one.
+
     When connections in debt have waited for RESERVE_PASSES passes, one message of this pass is kept for them.
 
     Returns:
         The number of turns that were given.
     """
-    cdef uint32_t slot, turns = core.attention.count, limit = used.messages_limit
+    cdef uint32_t limit = used.messages_limit, waiting = core.attention.count
     cdef uint32_t most = min(
         <uint32_t>TURN_MESSAGES,
-        max(<uint32_t>TURN_MESSAGES_LEAST, limit // max(turns + core.indebted.count, <uint32_t>1)),
+        max(<uint32_t>TURN_MESSAGES_LEAST, limit // max(waiting + core.indebted.count, <uint32_t>1)),
     )
-    cdef int given = 0
-    cdef Debt *row
+    cdef bint has_older = waiting != core.newcomers, is_older_first = core.is_older_first
+    cdef int given = 0, given_to_newcomers = 0
     used.turn_messages = most
     if core.indebted.count and core.passes_without >= RESERVE_PASSES:
         if limit == 1:
             return 0
         used.messages_limit = limit - 1
-    while turns:
+    if is_older_first:
+        given = serve_older(core, used, events, most)
+    if given == 0 or not is_over(used, True):
+        given_to_newcomers = serve_newcomers(core, used, events, most)
+    if not is_older_first and (given_to_newcomers == 0 or not is_over(used, True)):
+        given = serve_older(core, used, events, most)
+    core.is_older_first = has_older and given == 0 and given_to_newcomers != 0
+    used.messages_limit = limit
+    used.turn_messages = most
+    return given + given_to_newcomers
+
+
+cdef int serve_newcomers(Core *core, Pass *used, list events, uint32_t most) except -1:
+    """Give turns to newcomers until the pass is over or has opened PASS_OPENS of them; return how many."""
+    cdef uint32_t slot, turns = core.newcomers
+    cdef int given = 0
+    while turns and used.opens < PASS_OPENS:
         turns -= 1
         slot = attention_pop(core)
+        used.turn_messages = most
+        give_turn(core, slot, debts_row(core, slot), used, events)
+        given += 1
+        if is_over(used, turns & 7 == 0):
+            break
+    return given
+
+
+cdef int serve_older(Core *core, Pass *used, list events, uint32_t most) except -1:
+    """Give turns to the connections behind the newcomers until the pass is over; return how many."""
+    cdef uint32_t slot, turns = core.attention.count - core.newcomers
+    cdef int given = 0
+    cdef Debt *row
+    while turns:
+        turns -= 1
+        slot = attention_pop_older(core)
         # Only the messages of a costly connection may wait. Its end may not, because that releases memory.
         row = debts_row(core, slot)
         if row != NULL and at(core, slot).state == STATE_OPEN and debts_is_costly(core, row):
@@ -1090,11 +1125,8 @@ cdef int serve_attention(Core *core, Pass *used, list events) except -1:
         used.turn_messages = most
         give_turn(core, slot, row, used, events)
         given += 1
-        # When the pass has opened as many connections as it may, the other new ones wait for the next pass.
-        if is_over(used, turns & 7 == 0) or (used.opens >= PASS_OPENS and core.newcomers):
+        if is_over(used, turns & 7 == 0):
             break
-    used.messages_limit = limit
-    used.turn_messages = most
     return given
 
 

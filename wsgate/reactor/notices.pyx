@@ -9,7 +9,8 @@ Rules:
 - A connection receives one notice in a round, however many of its channels lost publications. A connection
   without subscriptions receives none.
 - A channel that loses publications during a round is marked with the number of the next round. A connection
-  that the present round has not reached yet is notified of that loss in the next round only.
+  that the present round has not reached yet is notified in this round, because the mark may have replaced an
+  older one, and again in the next round. So a channel that loses in every round leaves nobody out.
 - The frames of one step differ, for example in the time after which a client reloads. Connections in
   neighbouring slots receive different frames.
 - A notice of a round that waits unsent in an outbox also covers later losses, so no second one is queued
@@ -31,11 +32,12 @@ from wsgate.reactor.table cimport at
 
 
 cdef bint has_lost(Core *core, Connection *c, uint32_t round) noexcept nogil:
-    """Return whether a channel of the connection lost publications in `round`. O(cells of its table)."""
-    cdef uint32_t cell, channel
+    """Return whether a channel of the connection is marked for `round` or the next. O(cells of its table)."""
+    cdef uint32_t cell, channel, mark, next_round = 1 if round == <uint32_t>-1 else round + 1
     for cell in range(<uint32_t>1 << c.subscription_bits):
         channel = c.subscriptions[cell].channel
-        if channel != NONE and core.channels.channels[channel].lost_round == round:
+        mark = 0 if channel == NONE else core.channels.channels[channel].lost_round
+        if mark != 0 and (mark == round or mark == next_round):
             return True
     return False
 

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int64_t, uint64_t
 
-from wsgate.reactor.structs cimport Connection, Core, CROWD_STILL_MS, Outbox
+from wsgate.reactor.structs cimport Connection, Core, CROWD_END, CROWD_STILL_MS, Outbox, STATE_OPEN
 
 cdef void pacing_weigh(Core *core, Connection *c) noexcept nogil
 cdef void pacing_forget(Core *core, Outbox *outbox) noexcept nogil
@@ -21,5 +21,11 @@ cdef inline bint pacing_is_moving(Core *core, Outbox *outbox) noexcept nogil:
 
 
 cdef inline bint pacing_is_crowd_forgiven(Core *core) noexcept nogil:
-    """Return whether the rules of a crowd apply: it has allowance left, and one of it took bytes lately."""
-    return core.is_crowd and core.crowd_us > 0 and core.clock_ms < core.moved_ms + CROWD_STILL_MS
+    """Return whether the rules of a crowd apply: it has allowance left, and one of it took bytes lately.
+
+    Connections that were opened since the last change may have made the crowd a minority.
+    """
+    return (
+        core.is_crowd and core.behind * CROWD_END >= core.states[<int>STATE_OPEN]
+        and core.crowd_us > 0 and core.clock_ms < core.moved_ms + CROWD_STILL_MS
+    )

@@ -595,6 +595,7 @@ ctypedef struct Core:
     uint32_t passes_without      # passes since a costly connection had a turn, while one waited
     uint32_t newcomers           # connections at the head of the queue that have had no turn yet
     uint32_t newcomer_last       # the last of these connections
+    bint is_older_first          # newcomers used up the last pass: the others are first in the next one
     uint32_t turns_to_wait       # turns until epoll is polled again: one round of the queues
     int64_t asked_ms             # caller's clock when epoll was last polled
     List failed
@@ -619,7 +620,7 @@ ctypedef struct Core:
     Frame *head_too_large
     Frame *upgrade_timeout
     void *gap_encoder            # PyObject *, borrowed from the Reactor; NULL: gaps are not sent
-    int gap_failed               # the gap encoder raised: close the connection that is being written to
+    int gap_failed               # why a gap was not encoded: close the connection that is being written to
     int report_meta              # closed events contain the meta object
     int busy                     # inside poll, flush or tick: other calls are refused
     uint8_t receive_buffer[RECEIVE_BYTES]

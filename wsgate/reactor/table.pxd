@@ -57,6 +57,7 @@ cdef void heads_push(Core *core, uint32_t slot, uint32_t group) noexcept nogil
 cdef uint32_t heads_largest(Core *core) noexcept nogil
 cdef void heads_remove(Core *core, uint32_t slot) noexcept nogil
 cdef void attention_push(Core *core, uint32_t slot) noexcept nogil
+cdef uint32_t attention_pop_older(Core *core) noexcept nogil
 cdef void attention_push_newcomer(Core *core, uint32_t slot) noexcept nogil
 cdef uint32_t attention_pop(Core *core) noexcept nogil
 cdef void indebted_push(Core *core, uint32_t slot) noexcept nogil

@@ -127,8 +127,8 @@ cdef void attention_push(Core *core, uint32_t slot) noexcept nogil:
 cdef void attention_push_newcomer(Core *core, uint32_t slot) noexcept nogil:
     """Queue a connection that was just accepted ahead of all older ones, but behind earlier newcomers.
 
-    Behind 7,000 busy connections its request would wait 80 ms for one round of their turns. The busy
-    connections wait for at most PASS_OPENS newcomers in each pass.
+    Behind 7,000 busy connections its request would wait 80 ms for one round of their turns. In each pass the
+    others wait for at most PASS_OPENS newcomers (`attention_pop_older`).
     """
     cdef Connection *c = at(core, slot)
     if core.newcomers == 0 and core.attention.count == 0:
@@ -154,6 +154,23 @@ cdef uint32_t attention_pop(Core *core) noexcept nogil:
     if slot != NONE:
         at(core, slot).flags &= ~IN_ATTENTION
         core.newcomers -= core.newcomers != 0
+    return slot
+
+
+cdef uint32_t attention_pop_older(Core *core) noexcept nogil:
+    """Take the first connection behind the newcomers off the attention queue; NONE if there is none."""
+    cdef Connection *last
+    cdef uint32_t slot
+    if core.newcomers == 0:
+        return attention_pop(core)
+    last = at(core, core.newcomer_last)
+    slot = last.attention_next
+    if slot != NONE:
+        last.attention_next = at(core, slot).attention_next
+        if core.attention.tail == slot:
+            core.attention.tail = core.newcomer_last
+        core.attention.count -= 1
+        at(core, slot).flags &= ~IN_ATTENTION
     return slot
 
 

@@ -16,7 +16,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from wsgate.reactor.channels cimport channel_name
 from wsgate.reactor.closing cimport all_written, fail, queue_close, release, unblocked
-from wsgate.reactor.deadlines cimport deadlines_arm, deadlines_resume
+from wsgate.reactor.deadlines cimport deadlines_arm, deadlines_resume, ping_stamp
 from wsgate.reactor.fanout cimport walks_step
 from wsgate.reactor.frames cimport frame_message
 from wsgate.reactor.outbox cimport (
@@ -50,13 +50,15 @@ cdef Frame *encode_gap(Core *core, Connection *c, uint32_t channel, Gap *gap) no
     """Encode a gap as a message with the caller's gap encoder; NULL if there is none or it failed.
 
     This is the only Python call of the write path. It is needed only for slow connections that read again. An
-    exception is reported as unraisable, and the connection is then closed with the reason INTERNAL.
+    exception is reported as unraisable, and the connection is then closed with the reason INTERNAL; without
+    memory for the frame it is closed with OUT_OF_MEMORY, because it would never learn of the loss.
     """
     cdef bytes name, payload
     cdef Frame *frame
+    cdef int before = core.gap_failed
     if core.gap_encoder == NULL:
         return NULL
-    core.gap_failed += 1                      # undone below if nothing raises
+    core.gap_failed = INTERNAL                # undone below if nothing raises
     name = PyBytes_FromStringAndSize(
         <char *>channel_name(&core.channels.channels[channel]), core.channels.channels[channel].name_length
     )
@@ -67,7 +69,7 @@ cdef Frame *encode_gap(Core *core, Connection *c, uint32_t channel, Gap *gap) no
         core, core.variant_opcodes[c.variant],
         <const uint8_t *>PyBytes_AS_STRING(payload), <uint32_t>PyBytes_GET_SIZE(payload),
     )
-    core.gap_failed -= 1
+    core.gap_failed = before if frame != NULL else OUT_OF_MEMORY
     return frame
 
 
@@ -145,7 +147,7 @@ cdef void unblock(Core *core, uint32_t slot) noexcept nogil:
         unblocked(core, c)
     socket_interest(core, slot, (c.flags & WANT_IN) != 0, False)
     if c.flags & PING_SENT:
-        c.heartbeat_ms = <uint32_t>core.clock_ms | 1    # the ping may be sent only now
+        c.heartbeat_ms = ping_stamp(core)     # the ping may be sent only now
         deadlines_arm(core, slot)
     if c.outbox != NULL:
         dirty_push(core, slot, False)
@@ -176,8 +178,8 @@ cdef int visit(Core *core, uint32_t slot) noexcept nogil:
         return VISIT_DONE
     count = gather(core, c, parts)
     if core.gap_failed:
-        core.gap_failed = 0
-        fail(core, slot, INTERNAL, 0)
+        index, core.gap_failed = core.gap_failed, 0
+        fail(core, slot, index, 0)
     if count == 0:
         # Only gaps waited, and none of them made a message.
         outbox_consume(core, c, 0)

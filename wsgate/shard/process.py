@@ -299,6 +299,9 @@ class Shard:
         self._budget.note(len(taken), self._handle(taken, now) / 1e9)
         # Each part does its share of the pass, whether or not another one has more to do.
         has_more = self._parts.newcomers.step() | self._parts.hub.tidy() | self._parts.control.step()
+        if reactor.is_full:
+            # Replies of this pass may have filled an outbox whose socket takes them at once.
+            reactor.flush(now)
         self._parts.pacer.step()
         has_more = has_more or self._parts.logins.has_released or self._parts.pacer.is_ready
         if reactor.flush(now) or reactor.more or has_more:

@@ -158,3 +158,74 @@ def test_deadline_is_absolute_although_the_peer_keeps_sending_or_reading(name: s
         peer.close()
         bench.pass_ms(LIMIT_MS + TICK_MS)
         assert bench.count(f"ended_{row.reason.name.lower()}") == 1
+
+
+@pytest.mark.parametrize("clock_ms", [0, 1, 2, 3])
+def test_silent_peer_has_its_whole_pong_timeout_after_reading_was_resumed(clock_ms: int) -> None:
+    """The clock may be even or odd when the stamp is taken; a tick in the same millisecond closes nobody."""
+    with rig(Settings(ping_interval_ms=2_000, pong_timeout_ms=5_000)) as bench:
+        peer = bench.connect()
+        bench.turn()
+        while not bench.count("pings_out"):
+            bench.pass_ms(TICK_MS)
+        bench.reactor.pause_reading(peer.conn)
+        bench.now_ms += TICK_MS + clock_ms
+        bench.reactor.poll(bench.now_ms)
+        bench.reactor.resume_reading(peer.conn)
+        for _ in range(8):
+            bench.reactor.tick(bench.now_ms)
+            bench.step()
+            bench.now_ms += TICK_MS
+        assert (event_kinds.FAILING, peer.conn) not in [event[:2] for event in bench.events]
+        bench.audit()
+
+
+@pytest.mark.parametrize("clock_ms", [0, 1, 2, 3])
+def test_full_socket_that_takes_bytes_again_gives_the_whole_pong_timeout(clock_ms: int) -> None:
+    with rig(Settings(ping_interval_ms=2_000, pong_timeout_ms=5_000, write_timeout_ms=60_000)) as bench:
+        peer = bench.connect(send_buffer_bytes=4_096)
+        bench.turn()
+        while not bench.count("pings_out"):
+            bench.pass_ms(TICK_MS)
+        for _ in range(40):
+            bench.reactor.send(peer.conn, b"x" * 1_000)
+        bench.turn()
+        bench.now_ms += TICK_MS + clock_ms
+        while peer.receive():
+            bench.reactor.poll(bench.now_ms)
+            bench.reactor.flush(bench.now_ms)
+        bench.reactor.tick(bench.now_ms)
+        bench.now_ms += TICK_MS
+        bench.reactor.tick(bench.now_ms)
+        bench.step()
+        assert (event_kinds.FAILING, peer.conn) not in [event[:2] for event in bench.events]
+        assert bench.reactor.inspect(peer.conn) is not None
+
+
+@pytest.mark.parametrize(
+    ("limits", "begin", "rest"),
+    [
+        ({"idle_timeout_ms": LIMIT_MS}, is_open, client_frame(TEXT, b"in time")),
+        ({"message_timeout_ms": LIMIT_MS}, begins_a_message, client_frame(CONTINUATION, b"b")),
+    ],
+    ids=["idle_timeout", "message_timeout"],
+)
+def test_message_that_arrived_in_time_counts_although_the_process_was_late(
+    limits: dict[str, int], begin: Callable[[Rig], Peer], rest: bytes
+) -> None:
+    """A second stall within a minute is not forgiven, so the deadline passes before the message is read."""
+    with rig(Settings(**(LATER | limits))) as bench:
+        peer = begin(bench)
+        bench.turn()
+        for stall_ms in (3_000, LIMIT_MS + 1_000):
+            bench.pass_ms(TICK_MS)
+            if stall_ms > LIMIT_MS:
+                peer.send(rest)
+            bench.now_ms += stall_ms
+            bench.reactor.tick(bench.now_ms)
+        bench.turn()
+        assert event_kinds.TEXT in {kind for kind, _ in bench.of(peer)}
+        assert event_kinds.FAILING not in {kind for kind, _ in bench.of(peer)}
+        # A peer that goes on sending without a whole message is closed with the next deadline.
+        bench.pass_ms(2 * LIMIT_MS)
+        assert limits.get("message_timeout_ms") or event_kinds.FAILING in {kind for kind, _ in bench.of(peer)}

@@ -111,6 +111,29 @@ def test_loss_marked_during_a_walk_is_notified_in_the_next_round(rig: Rig) -> No
     assert [len(texts(rig, peer)) for peer in (first, second)] == [2, 1]
 
 
+def test_channel_that_loses_in_every_round_leaves_no_connection_out(rig: Rig) -> None:
+    """Each loss replaces the mark before, so that later slots have the mark of the next round only."""
+    peers = [subscriber(rig, b"a") for _ in range(40)]
+    for number in (1, 2, 3):
+        rig.reactor.mark_lost(b"a", number)
+        place: int | None = 0
+        while place is not None and place < 40:
+            place, _ = rig.reactor.send_notices(place, 10, FORMS, round=number)
+            rig.reactor.mark_lost(b"a", number + 1)
+            rig.turn()
+    assert [len(texts(rig, peer)) for peer in peers] == [3] * 40
+
+
+def test_last_round_before_the_numbers_wrap_is_followed_by_round_1(rig: Rig) -> None:
+    peer, last = subscriber(rig, b"a"), 0xFFFF_FFFF
+    rig.reactor.mark_lost(b"a", 1)
+    assert walk(rig, last) == 1
+    assert walk(rig, last - 1) == 0
+    rig.reactor.mark_lost(b"a", last)
+    assert len(texts(rig, peer)) == 1
+    assert walk(rig, last) == 1
+
+
 def test_neighbouring_slots_receive_different_forms_of_the_notice(rig: Rig) -> None:
     peers = [subscriber(rig, b"a") for _ in range(16)]
     rig.reactor.mark_lost(b"a", 1)

@@ -45,7 +45,7 @@ from tests.support.frames import (
     close_code,
 )
 from tests.support.outbox_model import Kind, OutboxModel, Waiting, server_frame
-from tests.support.reactor_rig import Peer, Rig, rig
+from tests.support.reactor_rig import TICK_MS, Peer, Rig, rig
 from tests.support.sizes import around, sizes_up_to
 from wsgate.reactor import Reactor, Settings, event_kinds
 from wsgate.reasons import Reason
@@ -1253,3 +1253,32 @@ def test_pauses_of_application_and_outbox_are_independent() -> None:
         assert bench.messages(peer) == [], "the outbox is over half full again"
         read_all(bench, peer)
         assert bench.messages(peer) == [b"ask"]
+
+
+@pytest.mark.parametrize("channels", [1, 3, 12])
+def test_outbox_far_over_its_limit_at_the_end_of_its_grace_keeps_one_gap_for_each_channel(
+    channels: int,
+) -> None:
+    """More channels than the walk over the entries remembers gaps for."""
+    limits = Settings(ping_interval_ms=0, outbox_frames=64, blocked_grace_ms=1_000, outbox_age_ms=600_000)
+    with rig(limits) as bench:
+        for _ in range(3):  # connections that read, so that there is no crowd
+            bench.connect()
+        peer = bench.connect(send_buffer_bytes=4_096)
+        bench.turn()
+        for number in range(channels):
+            bench.reactor.subscribe(peer.conn, b"%d" % number, policy=event_kinds.POLICY_DROP_OLDEST)
+        for number in range(3_000):
+            bench.reactor.publish(b"%d" % (number % channels), [b"x" * 40])
+            bench.reactor.flush(bench.now_ms)
+        waiting = bench.reactor.inspect(peer.conn)
+        assert waiting is not None and waiting["in_grace"] and waiting["outbox_frames"] > 1_000
+        for _ in range(8):
+            bench.now_ms += TICK_MS
+            bench.reactor.tick(bench.now_ms)
+        bench.reactor.publish(b"0", [b"x" * 40])
+        bench.audit()
+        left = bench.reactor.inspect(peer.conn)
+        assert left is not None and left["outbox_frames"] == 64
+        # Each channel has one gap; one more entry may be half-written.
+        assert bench.count("dropped_policy") == waiting["outbox_frames"] + 1 - 64 + channels

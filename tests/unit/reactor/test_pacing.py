@@ -300,6 +300,19 @@ def test_slow_majority_begins_above_half_of_all_connections_and_ends_below_an_ei
             bench.audit()
 
 
+def test_publications_do_not_wait_for_a_slow_majority_that_became_a_minority_by_new_connections() -> None:
+    """No connection falls behind or catches up meanwhile; only the number of open ones changes."""
+    with crowd(3, **GRACE) as (bench, peers):
+        publish_to_crowd(bench, peers[:2], peers[2:])
+        assert bench.reactor.is_full
+        for _ in range(13):
+            bench.connect()
+        assert bench.reactor.is_full, "2 of 16 are an eighth"
+        bench.connect()
+        assert not bench.reactor.is_full
+        bench.audit()
+
+
 def test_slow_majority_that_keeps_reading_loses_no_publication_and_stays_open() -> None:
     """All sockets are full most of the time, because the process of the peers takes its turns slowly."""
     with crowd(4, **GRACE) as (bench, peers):

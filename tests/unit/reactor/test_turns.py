@@ -103,6 +103,23 @@ def test_newcomers_of_one_pass_are_limited_to_32_and_flooding_connections_follow
         )
 
 
+def test_busy_connections_have_turns_in_each_pass_however_many_newcomers_wait() -> None:
+    """In a storm of connections, 32 are opened in a pass and as many arrive: the queue never shrinks."""
+    with rig() as bench, contextlib.ExitStack() as held:
+        busy = connect_flooding(bench, 100, 1_000)
+        for _ in range(64):
+            held.enter_context(_offer(bench)).send(HEAD)
+        for _ in range(20):
+            for _ in range(32):
+                held.enter_context(_offer(bench)).send(HEAD)
+            batch = bench.reactor.poll(bench.now_ms)
+            kinds = [event[0] for event in batch]
+            assert kinds.count(event_kinds.OPEN) == 32
+            assert kinds.count(event_kinds.TEXT) > 100
+            bench.audit()
+        assert {event[1] for event in batch if event[0] == event_kinds.TEXT} <= {peer.conn for peer in busy}
+
+
 def test_listener_is_polled_although_2500_other_connections_are_ready() -> None:
     with rig() as bench, contextlib.ExitStack() as held:
         listener = held.enter_context(socket.create_server(("127.0.0.1", 0), backlog=64))

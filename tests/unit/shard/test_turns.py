@@ -17,7 +17,7 @@ from wsgate.auth import NO_PERMISSIONS, Identity, TokenError
 from wsgate.reactor.testing import trust_charges
 from wsgate.shard import verification
 from wsgate.shard.members import now_ms
-from wsgate.shard.options import Shared
+from wsgate.shard.options import ShardOptions, Shared
 from wsgate.shard.process import Shard
 from wsgate.shard.statistics_layout import LAYOUT
 from wsgate.shard.tokens import Tokens
@@ -54,8 +54,8 @@ class FakeTokens:
 class ShardRig:
     """A shard and clients of several addresses, without a bus."""
 
-    def __init__(self) -> None:
-        self.shard = Shard(REPORTING, -1, Shared(StatisticsBlock.create(LAYOUT, 1)), -1)
+    def __init__(self, options: ShardOptions = REPORTING) -> None:
+        self.shard = Shard(options, -1, Shared(StatisticsBlock.create(LAYOUT, 1)), -1)
         self.shard._build(asyncio.get_running_loop())
         self.tokens = FakeTokens(self.shard.count)
         tokens = cast(Tokens, self.tokens)
@@ -87,8 +87,8 @@ class ShardRig:
 
 
 @contextmanager
-def shard_rig() -> Iterator[ShardRig]:
-    made = ShardRig()
+def shard_rig(options: ShardOptions = REPORTING) -> Iterator[ShardRig]:
+    made = ShardRig(options)
     try:
         yield made
     finally:
@@ -317,5 +317,30 @@ def test_time_of_a_costly_message_is_charged_to_its_connection(monkeypatch: pyte
             handles, _ = at.shard._reactor.connections(0, 10)
             found = [at.shard._reactor.inspect(conn) for conn in handles]
             assert sorted(each["debt_ns"] for each in found if each is not None) == [0, 3_000_000]
+
+    asyncio.run(main())
+
+
+def test_replies_that_fill_half_an_outbox_in_each_pass_delay_no_publication() -> None:
+    """The socket takes the replies at once, so the client is not slow, and nobody must wait for it."""
+    options = replace(REPORTING, reactor=replace(REPORTING.reactor, outbox_frames=100))
+
+    async def main() -> None:
+        with shard_rig(options) as at:
+            talker = at.come("127.0.0.2", upgraded=True)
+            at.shard._pump()
+            pacer, waits = at.shard._parts.pacer, list[bool]()
+            deliver = pacer.step
+
+            def step() -> None:
+                waits.append(at.shard._reactor.is_full)
+                deliver()
+
+            pacer.step = step  # type: ignore[method-assign]
+            for _ in range(10):
+                talker.sendall(client_frame(1, b'{"op":"ping"}') * 64)
+                at.shard._pump()
+                talker.recv(1 << 16)
+            assert waits == [False] * 10
 
     asyncio.run(main())
