@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+import os
 import signal
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,10 +35,12 @@ from wsgate.client import (
     GapReason,
     SyncClient,
     TokenError,
+    transport,
 )
 from wsgate.client.backend import Publisher
 
 WITHIN_S = 30.0
+UNSENT_BYTES = 16 * 1024 * 1024  # random, so that no compression shrinks them; the kernel takes about 4 MiB
 QUICK = ClientOptions(backoff=Backoff(base_s=0.01, cap_s=0.1))
 ENVIRON = {
     "WSGATE_EVENTS__ENABLED": "message",
@@ -466,6 +470,40 @@ def test_client_ends_finally_when_it_receives_a_too_large_message() -> None:
                 assert (await client.closed()).reason == "message_too_big"
                 with pytest.raises(ClosedError):
                     await anext(chat)
+
+    run(main())
+
+
+@pytest.mark.parametrize("way", ["close", "disconnect", "bad message", "cancel"])
+def test_client_ends_in_bounded_time_although_the_peer_has_stopped_reading(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unsent bytes of a large message wait in the client, so that its Close can never be sent."""
+    monkeypatch.setattr(transport, "_CLOSE_S", 0.2)
+
+    async def main() -> None:
+        async with scripted_gateway() as gateway:
+            client = Client(gateway.url, on_error=lambda _: None)
+            client.start()
+            visit = await gateway.visit(1)
+            await client.connected()
+            visit.socket.transport.pause_reading()
+            publishing = asyncio.create_task(client.publish("c", os.urandom(UNSENT_BYTES)))
+            await asyncio.sleep(0.1)  # the buffers of the kernel fill
+            async with asyncio.timeout(WITHIN_S / 3):
+                match way:
+                    case "disconnect":
+                        await client.disconnect()
+                    case "bad message":
+                        await visit.socket.send("not msgpack")
+                        await gateway.visit(2)
+                    case "cancel":
+                        publishing.cancel()
+                with suppress(asyncio.CancelledError, Disconnected, ClosedError):
+                    if way != "close":
+                        await publishing
+                await client.close()
+            await asyncio.gather(publishing, return_exceptions=True)
 
     run(main())
 

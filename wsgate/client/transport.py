@@ -35,7 +35,8 @@ _BODY_CHARACTERS: Final = 100
 """Characters of a refusal's body that an error text shows: enough for the reason that a gateway sends."""
 
 _CLOSE_S: Final = 2.0
-"""Seconds to wait for the gateway's Close: closing must not hang if the gateway no longer responds."""
+"""Seconds for closing: until unsent bytes are sent and the gateway's Close has arrived. Closing must not hang
+if the gateway no longer reads or responds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +85,7 @@ class Transport(Protocol):
         """Send a ping so that the gateway must send a byte back; do not wait for the pong."""
 
     async def close(self) -> None:
-        """Send a Close and wait a bounded time until the connection has ended."""
+        """Send a Close, wait at most 2 s until the connection has ended, and then abort it."""
 
     def abort(self) -> None:
         """Drop the connection without a Close, so that `receive` raises soon."""
@@ -133,7 +134,13 @@ class _WebSocket:
 
     async def close(self) -> None:
         try:
-            await self._connection.close()
+            # The library waits without limit until earlier bytes are sent, and only then applies its
+            # `close_timeout`. Bytes are never sent if the peer has stopped reading.
+            async with asyncio.timeout(_CLOSE_S):
+                await self._connection.close()
+        except TimeoutError:
+            self.abort()
+            await self._connection.wait_closed()
         except asyncio.CancelledError:
             self.abort()
             raise
