@@ -24,7 +24,9 @@ class Callbacks:
     def __init__(self, on_error: ErrorCallback | None) -> None:
         """Create the caller. `on_error` receives errors of the background; without it they are logged."""
         self._on_error = on_error
-        self.tasks = Tasks(self.report)
+        self._tasks = Tasks(self.report)
+        # A failure of `on_error` is only logged: if `on_error` received it, it would fail again without end.
+        self._reports = Tasks(_log_failed_report)
 
     def report(self, error: Exception) -> None:
         """Report an error for which no caller waits: to `on_error`, or to the log."""
@@ -32,9 +34,9 @@ class Callbacks:
             _LOG.warning("%s: %s", type(error).__name__, error)
             return
         try:
-            self._follow(self._on_error(error))
-        except Exception:
-            _LOG.exception("on_error raised")
+            _follow(self._on_error(error), self._reports)
+        except Exception as failure:
+            _log_failed_report(failure)
 
     def tell(self, callback: Callable[[Any], object] | None, what: object) -> None:
         """Call a callback with one value, if there is a callback; run a coroutine that it returns as a task.
@@ -44,10 +46,20 @@ class Callbacks:
         if callback is None:
             return
         try:
-            self._follow(callback(what))
+            _follow(callback(what), self._tasks)
         except Exception as error:
             self.report(error)
 
-    def _follow(self, result: object) -> None:
-        if inspect.iscoroutine(result):
-            self.tasks.start(result)
+    async def cancel(self) -> None:
+        """Cancel the coroutines of all callbacks, and wait until they have ended."""
+        await self._tasks.cancel()
+        await self._reports.cancel()  # the last, because a callback may fail while it is cancelled
+
+
+def _follow(result: object, tasks: Tasks) -> None:
+    if inspect.iscoroutine(result):
+        tasks.start(result)
+
+
+def _log_failed_report(error: Exception) -> None:
+    _LOG.error("on_error raised", exc_info=error)

@@ -158,7 +158,7 @@ class Connector:
         running = self._running
         if running is None:
             self._end(BY_APPLICATION)
-            await self._callbacks.tasks.cancel()
+            await self._callbacks.cancel()
             return
         self._is_letting_go = False
         if self.state is not ClientState.CLOSED:
@@ -253,7 +253,7 @@ class Connector:
             if not (self._is_letting_go and ending is BY_APPLICATION):
                 self._is_letting_go = False
                 self._end(ending)
-                await self._callbacks.tasks.cancel()
+                await self._callbacks.cancel()
 
     async def _keep_connected(self) -> Ending:
         """Connect again and again until an ending forbids another attempt, and return that ending."""

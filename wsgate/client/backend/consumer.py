@@ -112,7 +112,7 @@ class EventConsumer:
         finally:
             try:
                 await self._tasks.cancel()
-                await self._callbacks.tasks.cancel()
+                await self._callbacks.cancel()
                 await self._bus.close()
             finally:
                 self._ended.set()
