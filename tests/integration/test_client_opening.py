@@ -167,10 +167,12 @@ def test_unusable_proxy_ends_the_client_with_a_final_error_that_hides_the_passwo
         (refused("403 Forbidden"), "proxy_refused", True),
         (refused("502 Bad Gateway"), "proxy_failed", False),
         (refused("429 Too Many"), "proxy_failed", False),
+        (refused("302 Found"), "proxy_failed", False),
+        (refused("501 Not Implemented"), "proxy_refused", True),
         (b"nonsense\r\n\r\n", "proxy_failed", False),
     ],
 )
-def test_4xx_of_a_proxy_is_final_and_other_failures_of_it_are_temporary(
+def test_4xx_and_501_of_a_proxy_are_final_and_other_failures_of_it_are_temporary(
     answer: bytes, reason: str, *, is_final: bool
 ) -> None:
     async def main() -> None:
@@ -246,7 +248,7 @@ def test_closed_port_unknown_name_and_malformed_answer_have_errors_that_name_the
         async with server_answering(b"nonsense\r\n\r\n") as (port, _):
             assert (await first_error(f"ws://127.0.0.1:{port}/")).ending == Ending(0, "handshake_failed")
         async with server_answering(b"HTTP/1.1 302 Found\r\nLocation: http://h/\r\n\r\n") as (port, _):
-            assert (await first_error(f"ws://127.0.0.1:{port}/")).ending == Ending(0, "handshake_failed")
+            assert (await first_error(f"ws://127.0.0.1:{port}/")).ending == Ending(302, "refused")
         async with server_answering(refused("404 Not Found")) as (port, _):
             error = await first_error(f"ws://127.0.0.1:{port}/nowhere")
             assert str(error.ending) == f"404 refused: ws://127.0.0.1:{port}/nowhere: answered 404"

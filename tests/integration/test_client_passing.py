@@ -125,7 +125,7 @@ def test_client_after_each_close_code_reconnects_or_ends_as_the_table_states(
     run(main())
 
 
-@pytest.mark.parametrize(("row", "token"), cases("http"))
+@pytest.mark.parametrize(("row", "token"), cases("http", "answer"))
 def test_client_after_each_http_refusal_retries_or_ends_as_the_table_states(
     row: dict[str, Any], token: str
 ) -> None:
@@ -137,6 +137,27 @@ def test_client_after_each_http_refusal_retries_or_ends_as_the_table_states(
             observed = Observed(gateway.url, token)
             async with observed.client:
                 await assert_follows(observed, gateway, row[token], row, RETRY_S if row["retry"] else 0)
+
+    run(main())
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("location", [None, "/login", "http://portal/login", "ws://127.0.0.1:9/ws", "//"])
+def test_client_retries_after_a_redirect_and_does_not_follow_it(status: int, location: str | None) -> None:
+    """A second refusal shows whether the client follows: a page behind a redirect may answer 404."""
+
+    async def main() -> None:
+        headers = {} if location is None else {"Location": location}
+        gateway = ScriptedGateway(refusals=deque([(status, headers), (404, {})]))
+        async with scripted_gateway(gateway):
+            observed = Observed(gateway.url, "none")
+            async with observed.client:
+                await observed.reported(1)
+                assert observed.client.state is ClientState.WAITING
+                assert len(gateway.requests) == 1
+                (error,) = observed.errors
+                assert isinstance(error, Disconnected)
+                assert (error.ending.code, error.ending.reason) == (status, "refused")
 
     run(main())
 

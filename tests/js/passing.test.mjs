@@ -12,7 +12,7 @@ const JITTER_MS = 250; // half of the first window
 const LIMIT = 5;
 const LONG_S = 1e6;
 
-const ofKind = (kind) => ROWS.filter((row) => row.kind === kind);
+const ofKind = (...kinds) => ROWS.filter((row) => kinds.includes(row.kind));
 
 /** A client with a token of this kind, and how often its function was asked. */
 function tokenRig(kind) {
@@ -72,7 +72,7 @@ for (const kind of ['provider', 'fixed', 'none']) {
       });
     }
 
-    for (const row of ofKind('http')) {
+    for (const row of ofKind('http', 'answer')) {
       const refuse = (socket, message) => {
         socket.readyState = 3;
         socket.onerror(message ? { message } : {});

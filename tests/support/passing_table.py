@@ -41,6 +41,11 @@ PARTS: Final = {
         "back-off. The Python client sees the status, and so does the JavaScript client in Node with the "
         "package `ws`, but without `Retry-After`.",
     ),
+    "answer": (
+        "Handshakes that are not answered by a gateway",
+        "A gateway never answers a handshake with 2xx or 3xx. Every such status is passing; the rows are "
+        "examples. The clients do not follow redirects.",
+    ),
     "lost": ("Connections that end without a Close", "Clients see 1006."),
     "error": (
         "Errors of commands",

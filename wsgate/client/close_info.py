@@ -35,9 +35,10 @@ _FINAL_RANGE: Final = range(4500, 5000)
 
 _UNAUTHORIZED: Final = frozenset({401, 403})
 """Another token may help, so only a client with a token provider tries again, a bounded number of times."""
-_PASSING: Final = frozenset({408, 425, 429}) | _UNAUTHORIZED
-"""Statuses after which another attempt may succeed. The other 4xx statuses reject the request itself, which
-would be the same."""
+_REJECTIONS: Final = range(400, 500)
+_PASSING_REJECTIONS: Final = frozenset({408, 425, 429}) | _UNAUTHORIZED
+"""The 4xx statuses after which another attempt may succeed. The others reject the request itself, which would
+be the same."""
 
 _TOKEN_STAYS_GOOD: Final = ("key_awaited", "not_yet_valid")
 """Last parts of those reasons of a 4001 after which the same token may be accepted later."""
@@ -90,7 +91,9 @@ def after_refusal(status: int, retry_after: str | None = None) -> Ending:
         retry_after: The value of the Retry-After header. Only seconds are read; a date is ignored, because
             the clock of a client may be wrong.
     """
-    may_return = status in _PASSING or (status >= 500 and status != NOT_IMPLEMENTED)
+    # A gateway never answers 2xx or 3xx: that is the login page of a network, or a page about maintenance.
+    is_final = status == NOT_IMPLEMENTED or (status in _REJECTIONS and status not in _PASSING_REJECTIONS)
+    may_return = not is_final
     text = (retry_after or "").strip()
     retry_s = float(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0.0
     return Ending(status, "refused", may_return, bounded(retry_s) if may_return else 0.0)

@@ -104,6 +104,17 @@ class _Connection(ClientConnection):
         super().data_received(data)
 
 
+class _Dialing(connect):
+    """The library's attempt to connect, without following redirects: a gateway sends none.
+
+    The login page of a network may redirect to a path of its own. Its answer there, such as 404, would
+    end the client as if the gateway had sent it. A browser does not follow redirects either.
+    """
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        return exc
+
+
 class _WebSocket:
     """An open WebSocket of the library, as a `Transport`."""
 
@@ -181,7 +192,7 @@ async def _dial(opening: Opening, subprotocols: list[Subprotocol] | None) -> _Co
     """Connect with the library websockets, and turn every failure of it into `Disconnected`."""
     headers = {"Authorization": f"Bearer {opening.token}"} if opening.token else None
     try:
-        connection = await connect(
+        connection = await _Dialing(
             opening.url,
             subprotocols=subprotocols,
             additional_headers=headers,

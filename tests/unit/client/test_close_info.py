@@ -36,7 +36,12 @@ def test_handshake_status_decides_about_reconnecting_and_authorization(status: i
 
 def test_client_retries_after_temporary_statuses_of_proxies_and_no_others() -> None:
     assert all(after_refusal(status).may_return for status in (425, 429, 500, 502, 504))
-    assert not any(after_refusal(status).may_return for status in (301, 402, 407, 410, 451, 501))
+    assert not any(after_refusal(status).may_return for status in (402, 407, 410, 451, 501))
+
+
+def test_client_retries_after_every_status_outside_4xx_except_501() -> None:
+    for status in (*range(100, 400), *range(500, 1000)):
+        assert after_refusal(status).may_return is (status != 501), status
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ const UNAUTHORIZED = 401;
 const FORBIDDEN = 403;
 const GAP_REASONS = new Set(['slow', 'bus', 'too_large']); // the gateway's reasons for a gap
 const UNAUTHORIZED_LIMIT = 5; // 401 or 403 in a row, until a client with a token function ends
-const PASSING_STATUSES = new Set([408, 425, 429]); // the other 4xx reject the request itself, which would be the same
+const PASSING_REJECTIONS = new Set([408, 425, 429]); // the other 4xx reject the request itself, which would be the same
 const NOT_IMPLEMENTED = 501;
 const CODES_WITHOUT_FRAME = [1005, 1006]; // codes that a socket reports if no Close has arrived, or one without a code
 
@@ -155,8 +155,13 @@ const quantity = (value, unit = 1, most = WAIT_MOST_MS) =>
 /** Limits the delay that a gateway requested, in milliseconds. @param {unknown} value */
 const retryTime = (value) => quantity(value);
 
-/** Whether to reconnect after a handshake that was answered with this HTTP status. @param {number} status */
-const isPassingStatus = (status) => PASSING_STATUSES.has(status) || (status >= 500 && status !== NOT_IMPLEMENTED);
+/**
+ * Whether to reconnect after a handshake that was answered with this HTTP status. A gateway never answers 2xx or 3xx:
+ * that is the login page of a network, or a page about maintenance.
+ * @param {number} status
+ */
+const isPassingStatus = (status) =>
+  PASSING_REJECTIONS.has(status) || (status !== NOT_IMPLEMENTED && (status < 400 || status >= 500));
 
 /** Marks the rejection of a promise as handled, for callers that ignore it. @template T @param {Promise<T>} promise */
 const heeded = (promise) => {
