@@ -101,6 +101,7 @@ class Connector:
         self._is_letting_go = False  # the task was cancelled by `disconnect`
         self._failures = 0  # failed attempts since a connection lasted `steady_s`
         self._unauthorized = 0  # handshakes in a row that were refused with 401 or 403
+        self._welcomed_s = 0.0  # time on the clock of the last welcome
         self._not_before_s = 0.0  # time on the clock before which the gateway wants no attempt
 
     @property
@@ -263,7 +264,6 @@ class Connector:
             await clock.sleep(options.backoff.delay_s(0, self._environment.random, least_s=left_s))
         while True:
             self._to(ClientState.CONNECTING)
-            began_s = clock.now_s()
             error = await self._attempt()
             ending = self._judge(error)
             if not isinstance(error, TokenError):
@@ -274,8 +274,6 @@ class Connector:
             self._callbacks.report(Disconnected(ending) if isinstance(error, Disconnected) else error)
             if not ending.may_return:
                 return ending
-            if self.state is ClientState.OPEN and clock.now_s() - began_s >= options.steady_s:
-                self._failures = 0
             self._not_before_s = clock.now_s() + ending.retry_s
             self._to(ClientState.WAITING)
             random = self._environment.random
@@ -349,6 +347,7 @@ class Connector:
     def on_welcome(self, session: Session, welcome: Welcome) -> None:
         """Make the session available to commands, start the refresher, and subscribe all channels."""
         self.session = session
+        self._welcomed_s = self._environment.clock.now_s()
         if self.token.can_renew:
             self._refresher = Refresher(
                 self._renew,
@@ -362,7 +361,13 @@ class Connector:
         self.channels.begin(session)
 
     def on_end(self) -> None:
-        """Forget the session and suspend all channels until the next welcome."""
+        """Forget the session and suspend all channels until the next welcome.
+
+        Restart the back-off if the connection has lasted: a slow handshake and a slow close do not count.
+        """
+        lasted_s = self._environment.clock.now_s() - self._welcomed_s
+        if self.session is not None and lasted_s >= self._options.steady_s:
+            self._failures = 0
         self.session = self._refresher = None
         self.channels.suspend()
 

@@ -18,7 +18,8 @@ class ClientOptions:
         token_timeout_s: How long one call of a token provider may take.
         backoff: The delay between attempts to connect, and between tries of a subscription that is refused
             temporarily.
-        steady_s: After a connection that lasted so long, the back-off starts again from its first window.
+        steady_s: After a connection that lasted so long after its welcome, the back-off starts again from its
+            first window.
         unauthorized_limit: How many handshakes in a row may be refused with 401 or 403 before a client with a
             token provider ends. Without a provider the first one ends the client, because the same token
             would be refused again.

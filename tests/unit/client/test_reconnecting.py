@@ -26,6 +26,7 @@ from wsgate.client import (
     Disconnected,
     Ending,
     Environment,
+    Opening,
     TokenError,
     UnauthorizedError,
     session,
@@ -153,6 +154,72 @@ def test_backoff_grows_if_connections_end_right_after_the_welcome() -> None:
                 await until(lambda: here.client.state is ClientState.WAITING and here.clock.sleeping)
                 assert here.clock.sleeping == [pytest.approx(window_s)]
                 here.clock.advance(window_s)
+
+    run(main())
+
+
+@pytest.mark.parametrize("slow", ["token", "handshake", "welcome", "close"])
+def test_time_before_the_welcome_and_for_closing_does_not_reset_the_backoff(slow: str) -> None:
+    async def main() -> None:
+        gateway, clock = MemoryGateway(), ManualClock()
+
+        def takes(part: str) -> None:
+            clock.advance(6 if part == slow else 0)
+
+        class SlowLink(MemoryLink):
+            async def close(self) -> None:
+                takes("close")
+                await super().close()
+
+            async def receive(self) -> object:
+                if self.said_welcome:
+                    return await super().receive()
+                takes("welcome")
+                self.said_welcome = True
+                return await super().receive()
+
+            said_welcome = False
+
+        async def token() -> str:
+            takes("token")
+            return "t"
+
+        async def connect(opening: Opening) -> MemoryLink:
+            takes("handshake")
+            link = await gateway.connect(opening)
+            link.__class__ = SlowLink
+            return link
+
+        environment = Environment(clock=clock, random=lambda: 1.0, connect=connect)
+        client = Client("ws://gateway/ws", token=token, environment=environment, on_error=lambda _: None)
+        async with client:
+            for count, window_s in enumerate((0.5, 1, 2, 4), 1):
+                await client.connected()
+                assert len(gateway.links) == count
+                gateway.link.end(1011)
+                await until(lambda: client.state is ClientState.WAITING and clock.sleeping)
+                assert clock.sleeping == [pytest.approx(window_s)]
+                clock.advance(window_s)
+                await until(lambda: client.state is not ClientState.WAITING)
+
+    run(main())
+
+
+def test_backoff_starts_again_after_a_disconnect_from_a_lasting_connection() -> None:
+    async def main() -> None:
+        async with world(random=lambda: 1.0) as here:
+            for count, window_s in enumerate((0.5, 1, 2), 1):
+                (await here.opened(count)).end(1011)
+                await until(lambda: here.client.state is ClientState.WAITING and here.clock.sleeping)
+                assert here.clock.sleeping == [pytest.approx(window_s)]
+                here.clock.advance(window_s)
+            await here.opened(4)
+            here.clock.advance(5)
+            await here.client.disconnect()
+            await here.client.connect()
+            (await here.opened(5)).end(1011)
+            await until(lambda: here.client.state is ClientState.WAITING and here.clock.sleeping)
+            assert here.clock.sleeping == [pytest.approx(0.5)]
 
     run(main())
 

@@ -8,6 +8,7 @@ const SHOWN_SIGNS = 4000; // the most characters of a frame that are shown
 const ONE_LINE_SIGNS = 110; // the most characters of a frame that is shown on one line
 const BACKOFF_FIRST_MS = 500;
 const BACKOFF_MOST_MS = 30_000;
+const STABLE_MS = 5_000; // a connection that lasted shorter does not reset the back-off
 const STANDARD_COMES_BACK = new Set([1000, 1001, 1005, 1006, 1011, 1012, 1013]);
 const STANDARD_REASONS = {
   1000: "closed", 1001: "going away", 1002: "protocol error", 1005: "no code", 1006: "connection lost or refused",
@@ -21,7 +22,8 @@ const element = (id) => document.getElementById(id);
 let url = "";
 let socket = null;
 let isWanted = true; // false: the user of the page has disconnected
-let attempts = 0; // failed attempts since the last welcome
+let attempts = 0; // attempts since a connection lasted STABLE_MS
+let welcomedMs = null; // when the first welcome of this connection arrived
 let reconnectTimer = 0;
 let goodbye = null; // the message `bye` that came before a Close frame
 let number = 0; // the last command id
@@ -46,6 +48,7 @@ function connect() {
   clearTimeout(reconnectTimer);
   isWanted = true;
   goodbye = null;
+  welcomedMs = null;
   show("connecting", "Connecting");
   note("connect", url);
   const opened = new WebSocket(url, ["wsgate.v1.json"]);
@@ -103,6 +106,9 @@ function onClose(code, text) {
   } else if (!comesBack(code)) {
     show("stopped", `${what}, no reconnect after this code`);
   } else {
+    if (welcomedMs !== null && performance.now() - welcomedMs >= STABLE_MS) {
+      attempts = 0;
+    }
     const wait = delayMs();
     attempts += 1;
     show("waiting", `${what}, next try in ${(wait / 1000).toFixed(1)} s`);
@@ -172,7 +178,7 @@ function onFrame(text) {
 
 const HANDLERS = {
   welcome(message) {
-    attempts = 0;
+    welcomedMs ??= performance.now(); // the welcome of the user may follow an anonymous one
     element("conn").textContent = message.conn ?? "–";
     element("user").textContent = message.user ?? "anonymous";
     show("open", message.bus === false ? "Open, but the bus is not connected" : "Open");
