@@ -24,9 +24,10 @@ class ClientOptions:
             token provider ends. Without a provider the first one ends the client, because the same token
             would be refused again.
         queue_limit: How many publications of one subscription may wait for the application.
-        silence_margin_s: If no byte arrives for two ping intervals and this time, the client drops the
-            connection and reconnects.
-        own_ping_s: How often the client sends a ping to a gateway that sends none.
+        silence_margin_s: If no byte arrives for two ping intervals of the gateway, the client sends a ping.
+            If no byte arrives for this time after the ping, the client drops the connection and reconnects.
+        own_ping_s: How long no byte may arrive from a gateway that sends no pings, before the client sends a
+            ping.
         max_message_bytes: Size of the largest message that is accepted; a larger one ends the client with
             1009.
         proxy: True: connect through the proxy that the environment names for the address (`wss_proxy`,

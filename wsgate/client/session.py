@@ -285,17 +285,30 @@ class Session:
     # --- detecting a silent gateway -------------------------------------------------------------------
 
     async def _watch(self, ping_s: int) -> None:
-        """Abort the connection if no byte has arrived for too long: a host that vanished sends no Close."""
-        silence_s = 2 * (ping_s or self._options.own_ping_s) + self._options.silence_margin_s
-        while (left_s := self._transport.heard_s + silence_s - self._clock.now_s()) > 0:
-            if ping_s:
+        """Abort the connection if no byte has arrived for too long: a host that vanished sends no Close.
+
+        Silence alone proves nothing, because a reload of the gateway may make its ping interval longer. The
+        client therefore sends a ping of its own and waits `silence_margin_s` for any byte before it gives up.
+        """
+        quiet_s = 2 * ping_s if ping_s else self._options.own_ping_s
+        while True:
+            heard_s = self._transport.heard_s
+            left_s = heard_s + quiet_s - self._clock.now_s()
+            if left_s > 0:
                 await self._clock.sleep(left_s)
-            else:
-                with suppress(Disconnected):  # the reading task gets the same error
-                    await self._transport.ping()
-                await self._clock.sleep(min(left_s, self._options.own_ping_s))
-        self._is_silent = True
-        self._transport.abort()
+                continue
+            pinging = self.tasks.start(self._ping())
+            await self._clock.sleep(self._options.silence_margin_s)
+            pinging.cancel()
+            if self._transport.heard_s == heard_s:
+                self._is_silent = True
+                self._transport.abort()
+                return
+
+    async def _ping(self) -> None:
+        """Send a ping; a task of its own, because this never returns while the send buffer stays full."""
+        with suppress(Disconnected):  # the reading task gets the same error
+            await self._transport.ping()
 
 
 def _refused(failed: Failed) -> CommandError:

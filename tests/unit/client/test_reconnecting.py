@@ -35,7 +35,7 @@ from wsgate.client.close_info import after_refusal
 from wsgate.client.connector import TRANSITIONS
 from wsgate.errors import InternalError, SettingsError
 
-SILENCE_S = 2 * PING_S + 10
+MARGIN_S = ClientOptions().silence_margin_s
 
 
 def refused(status: int, retry_after: str | None = None) -> Disconnected:
@@ -509,7 +509,7 @@ def test_token_is_refreshed_at_80_to_90_percent_of_its_life_each_time(random: fl
         async with world(gateway, token=Tokens(), random=lambda: random) as here:
             link = await here.opened(1)
             for count in (1, 2, 3):
-                await until(lambda: any(each > SILENCE_S for each in here.clock.sleeping))
+                await until(lambda: any(each > 2 * PING_S for each in here.clock.sleeping))
                 assert max(here.clock.sleeping) == pytest.approx(100 * part)
                 link.hear()
                 for _ in range(4):
@@ -714,7 +714,7 @@ def test_requested_refresh_without_a_provider_is_reported_and_not_sent() -> None
             link.say("refresh", within_s=30)
             await until(lambda: here.errors)
             assert isinstance(here.errors[0], TokenError)
-            assert all(each <= SILENCE_S for each in here.clock.sleeping)
+            assert all(each <= 2 * PING_S for each in here.clock.sleeping)
             with pytest.raises(TokenError):
                 await here.client.refresh()
             assert await here.client.refresh("another") == 100
@@ -726,22 +726,82 @@ def test_requested_refresh_without_a_provider_is_reported_and_not_sent() -> None
 # --- liveness of the gateway --------------------------------------------------------------------------
 
 
-def test_silent_gateway_is_disconnected_after_the_silence_time_but_not_a_pinging_one() -> None:
+async def assert_given_up(here: World) -> None:
+    """Assert that the client has just ended its connection because of silence."""
+    await until(lambda: here.client.state is ClientState.WAITING)
+    (error,) = here.errors
+    assert isinstance(error, Disconnected)
+    assert error.ending.reason == "silence"
+
+
+def test_silent_gateway_is_disconnected_after_a_ping_without_answer_but_not_a_pinging_one() -> None:
     async def main() -> None:
         async with world() as here:
             link = await here.opened(1)
-            await until(lambda: here.clock.sleeping == [SILENCE_S])
             for _ in range(10):
-                here.clock.advance(SILENCE_S - 1)
-                link.hear()
+                await until(lambda: here.clock.sleeping)
+                here.clock.advance(PING_S)
+                link.hear()  # a ping of the gateway
                 await asyncio.sleep(0)
-            assert here.client.state is ClientState.OPEN
-            await until(lambda: here.clock.sleeping)
-            here.clock.advance(SILENCE_S)
+            await until(lambda: here.clock.sleeping == [2 * PING_S])
+            assert (here.client.state, link.pings) == (ClientState.OPEN, 0)
+            here.clock.advance(2 * PING_S)
+            await until(lambda: link.pings == 1 and here.clock.sleeping == [MARGIN_S])
+            here.clock.advance(MARGIN_S)
+            await assert_given_up(here)
             await here.comes_back()
-            (error,) = here.errors
-            assert isinstance(error, Disconnected)
-            assert error.ending.reason == "silence"
+
+    run(main())
+
+
+def test_connection_is_kept_if_the_gateway_sends_pings_less_often_than_it_stated() -> None:
+    """A reload makes the ping interval longer, or ends the pings. The gateway still answers each ping."""
+
+    async def main() -> None:
+        async with world() as here:
+            link = await here.opened(1)
+            for count in range(1, 11):
+                await until(lambda: here.clock.sleeping)
+                here.clock.advance(here.clock.sleeping[0])
+                await until(lambda count=count: link.pings == count and here.clock.sleeping == [MARGIN_S])  # type: ignore[misc]
+                link.hear()  # the pong
+                here.clock.advance(MARGIN_S)
+                await until(lambda: here.clock.sleeping == [2 * PING_S - MARGIN_S])
+            assert (here.client.state, here.errors) == (ClientState.OPEN, [])
+
+    run(main())
+
+
+def test_client_that_was_suspended_sends_a_ping_before_it_gives_up() -> None:
+    async def main() -> None:
+        async with world() as here:
+            link = await here.opened(1)
+            await until(lambda: here.clock.sleeping)
+            here.clock.advance(3600)
+            await until(lambda: link.pings == 1 and here.clock.sleeping == [MARGIN_S])
+            link.hear()
+            here.clock.advance(MARGIN_S)
+            await until(lambda: here.clock.sleeping == [2 * PING_S - MARGIN_S])
+            assert (here.client.state, here.errors) == (ClientState.OPEN, [])
+
+    run(main())
+
+
+@pytest.mark.parametrize("ping_s", [0, PING_S])
+def test_silence_is_noticed_although_the_ping_waits_for_room_in_the_send_buffer(ping_s: int) -> None:
+    async def main() -> None:
+        async with world(MemoryGateway(welcome={"ping_s": ping_s})) as here:
+            link = await here.opened(1)
+
+            async def waits_for_ever() -> None:
+                await asyncio.Event().wait()
+
+            link.ping = waits_for_ever  # type: ignore[method-assign]
+            await until(lambda: here.clock.sleeping)
+            here.clock.advance(here.clock.sleeping[0])
+            await until(lambda: here.clock.sleeping == [MARGIN_S])
+            here.clock.advance(MARGIN_S)
+            await assert_given_up(here)
 
     run(main())
 
@@ -751,14 +811,16 @@ def test_client_sends_pings_if_the_gateway_does_not() -> None:
         async with world(MemoryGateway(welcome={"ping_s": 0})) as here:
             link = await here.opened(1)
             for count in range(1, 6):
-                await until(lambda count=count: link.pings == count and here.clock.sleeping == [25])  # type: ignore[misc]
-                link.hear()  # a pong
-                here.clock.advance(25)
-            for _ in range(3):
                 await until(lambda: here.clock.sleeping)
                 here.clock.advance(here.clock.sleeping[0])
-                await asyncio.sleep(0)
-            await until(lambda: here.client.state is ClientState.WAITING)
+                await until(lambda count=count: link.pings == count and here.clock.sleeping == [MARGIN_S])  # type: ignore[misc]
+                link.hear()  # a pong
+                here.clock.advance(MARGIN_S)
+                await until(lambda: here.clock.sleeping == [25 - MARGIN_S])
+            here.clock.advance(25 - MARGIN_S)
+            await until(lambda: link.pings == 6 and here.clock.sleeping == [MARGIN_S])
+            here.clock.advance(MARGIN_S)
+            await assert_given_up(here)
 
     run(main())
 
