@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from wsgate.client.ranges import check_seconds
+
 __all__ = ["Backoff", "Random"]
 
 Random = Callable[[], float]
@@ -26,6 +28,10 @@ class Backoff:
 
     base_s: float = 0.5
     cap_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges. Raises SettingsError for a value that is not a wait, from 0 s on."""
+        check_seconds(self, base_s=0, cap_s=0)
 
     def window_s(self, attempt: int) -> float:
         """Return the longest random delay in seconds; `attempt` counts the failures before, from 0."""

@@ -3,13 +3,14 @@
 from dataclasses import dataclass, field
 
 from wsgate.client.backoff import Backoff
+from wsgate.client.ranges import check_seconds, check_time_limits, check_whole_numbers
 
 __all__ = ["ClientOptions"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientOptions:
-    """The settings of a `Client`.
+    """The settings of a `Client`. A value that is out of its range raises SettingsError.
 
     Attributes:
         command_timeout_s: How long a command may wait for a connection and for its reply, together.
@@ -48,3 +49,11 @@ class ClientOptions:
     own_ping_s: float = 25.0
     max_message_bytes: int = 16 * 1024 * 1024
     proxy: bool | str = field(default=True, repr=False)  # not shown, because it may hold a password
+
+    def __post_init__(self) -> None:
+        """Check the ranges: time limits above 0, counts and sizes from 1 on. Raises SettingsError."""
+        check_time_limits(
+            self, "command_timeout_s", "open_timeout_s", "token_timeout_s", "silence_margin_s", "own_ping_s"
+        )
+        check_seconds(self, steady_s=0)
+        check_whole_numbers(self, unauthorized_limit=1, queue_limit=1, max_message_bytes=1)

@@ -7,8 +7,12 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from wsgate.client.backoff import Backoff
+from wsgate.client.ranges import check_seconds, check_time_limits, check_whole_numbers
 
 __all__ = ["ConsumerOptions"]
+
+_LEAST_BLOCK_S: Final = 0.001
+"""Redis counts in milliseconds, and 0 would mean to wait without limit."""
 
 _numbers: Final = itertools.count(1)
 
@@ -23,7 +27,7 @@ def _own_name() -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsumerOptions:
-    """The settings of an `EventConsumer`.
+    """The settings of an `EventConsumer`. A value that is out of its range raises SettingsError.
 
     Attributes:
         prefix: The gateway's `bus.prefix`.
@@ -68,3 +72,11 @@ class ConsumerOptions:
     dead_limit: int = 100_000
     block_s: float = 2.0
     timeout_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges: counts from 1 on, bounds of memories from 0 on. Raises SettingsError."""
+        check_whole_numbers(
+            self, partitions=1, concurrency=1, attempts=1, deliveries_limit=1, seen_limit=0, dead_limit=0
+        )
+        check_seconds(self, takeover_idle_s=0, block_s=_LEAST_BLOCK_S)
+        check_time_limits(self, "takeover_every_s", "timeout_s")
