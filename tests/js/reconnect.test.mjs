@@ -57,6 +57,48 @@ describe('close codes', () => {
     assert.throws(() => rig.client.subscribe('other'), expected);
   });
 
+  test('connect() of a client that reconnects resolves with the next welcome and not before', async () => {
+    const rig = makeRig({ token: () => 'a.b.c' });
+    await rig.opens();
+    const resolved = [];
+    const isOpen = (name) => rig.client.connect().then(() => resolved.push(name));
+    isOpen('open');
+    await settled();
+    assert.deepEqual(resolved.splice(0), ['open']);
+    for (let turn = 1; turn <= 3; turn += 1) {
+      rig.socket.ends(1006);
+      isOpen('waiting');
+      await rig.clock.advance(rig.told('close').at(-1).delayMs);
+      isOpen('connecting');
+      await settled();
+      assert.deepEqual([rig.client.state, resolved], ['connecting', []]);
+      if (turn === 2) continue; // an attempt fails meanwhile
+      rig.socket.welcomes();
+      isOpen('open');
+      await settled();
+      const expected = turn === 1 ? ['connecting', 'open', 'waiting'] : ['connecting', 'connecting', 'open', 'waiting', 'waiting'];
+      assert.deepEqual(resolved.splice(0).sort(), expected);
+    }
+    rig.socket.ends(1006);
+    const pending = rig.client.connect();
+    rig.client.close();
+    await assert.rejects(pending, { name: 'ClientClosedError', code: 1000 });
+  });
+
+  test('connect() in a listener of the lost connection waits for the next welcome', async () => {
+    const rig = makeRig();
+    await rig.opens();
+    let isOpen = false;
+    rig.client.addEventListener('close', () => rig.client.connect().then(() => { isOpen = true; }), { once: true });
+    rig.socket.ends(1006);
+    await settled();
+    assert.equal(isOpen, false);
+    await rig.reopens();
+    await settled();
+    assert.equal(isOpen, true);
+    rig.client.close();
+  });
+
   test('a bye whose Close was lost counts as its Close', async () => {
     const rig = makeRig();
     const socket = await rig.opens();

@@ -212,7 +212,7 @@ export class Client {
   /**
    * Connects, and stays connected. Also used after `disconnect()`. A second call changes nothing.
    *
-   * @returns Resolves when the client is open. Rejects with ClientClosedError if the client ends before, and with
+   * @returns Resolves when the client is open: at once if it is, and with the next welcome while it reconnects. Rejects with ClientClosedError if the client ends before, and with
    * ConnectionLostError if `disconnect()` is called before.
    */
   connect(): Promise<void>;

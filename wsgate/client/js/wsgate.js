@@ -806,7 +806,10 @@ export class Client extends Emitter {
       this.#finishWith(error);
       return;
     }
-    if (this.#state === 'open' && now() - this.#openedMs >= STABLE_MS) this.#attempt = 0;
+    if (this.#state === 'open') {
+      if (now() - this.#openedMs >= STABLE_MS) this.#attempt = 0;
+      this.#opened = deferred(); // connect() waits for the next welcome from now on
+    }
     this.#move('waiting');
     this.#drop();
     const retryMs = retryTime(goodbye?.retry_ms);
