@@ -349,7 +349,7 @@ def test_events_of_a_cancelled_consumer_are_taken_over_by_another(valkey: Valkey
         await asyncio.wait({running})
         assert running.cancelled()
         assert await here.pending() == 5
-        async with consuming(valkey.url, here.handle, takeover_idle_s=0):
+        async with consuming(valkey.url, here.handle, takeover_idle_s=0.1):
             await here.heard(lambda: len(here.handled) == 5)
             await here.settled()
         assert sorted(here.ids) == sorted(ids)
@@ -369,7 +369,7 @@ def test_consumer_cancelled_after_any_number_of_turns_loses_no_event(valkey: Val
             running.cancel()
             await asyncio.wait({running})
             assert running.cancelled()
-        async with consuming(valkey.url, here.handle, takeover_idle_s=0):
+        async with consuming(valkey.url, here.handle, takeover_idle_s=0.1):
             await here.heard(lambda: set(here.ids) == set(ids))
             await here.settled()
 
@@ -398,7 +398,7 @@ def test_events_of_a_killed_process_are_taken_over_in_order(valkey: Valkey) -> N
             process.kill()
             process.wait()
         assert await here.pending() == 3
-        async with consuming(valkey.url, here.handle, takeover_idle_s=0):
+        async with consuming(valkey.url, here.handle, takeover_idle_s=0.1):
             await here.heard(lambda: here.ids == ids)
             await here.settled()
 
@@ -440,7 +440,7 @@ def test_event_delivered_too_often_without_an_acknowledgement_is_a_dead_letter(v
         await here.redis.xreadgroup(GROUP, "one", {"wsgate:events:0": ">"})
         for name in ("two", "three"):
             await here.redis.xautoclaim("wsgate:events:0", GROUP, name, 0)
-        async with consuming(valkey.url, here.handle, deliveries_limit=3, takeover_idle_s=0):
+        async with consuming(valkey.url, here.handle, deliveries_limit=3, takeover_idle_s=0.1):
             await until("it is a dead letter", here.dead)
             await here.settled()
         assert here.handled == []
@@ -476,21 +476,91 @@ def test_dead_letter_claimed_again_before_its_acknowledgement_is_not_handled(
         await move_to_dead_letters(self, *arguments, **more)
         moved.set()
 
+    async def do_not_renew(*_: Any, **__: Any) -> None:
+        return
+
     async def scenario(here: Hall) -> None:
         monkeypatch.setattr(Bus, "deliveries", count_late)
         monkeypatch.setattr(Bus, "move_to_dead_letters", move_late)
+        monkeypatch.setattr(Bus, "renew", do_not_renew)  # a renewed entry would not be claimed again
         await here.append()
         await here.redis.xgroup_create("wsgate:events:0", GROUP, id="0")
         await here.redis.xreadgroup(GROUP, "one", {"wsgate:events:0": ">"})
         for name in ("two", "three"):
             await here.redis.xautoclaim("wsgate:events:0", GROUP, name, 0)
-        async with consuming(valkey.url, here.handle, deliveries_limit=3, takeover_idle_s=0):
+        async with consuming(valkey.url, here.handle, deliveries_limit=3, takeover_idle_s=0.1):
             await moved.wait()
             (after,) = await here.append()
             await here.heard(lambda: after in here.ids)
             await here.settled()
         assert here.ids == [after]
         assert len(await here.dead()) == 1
+
+    with_stream(valkey, scenario)
+
+
+def test_events_that_wait_longer_than_the_takeover_time_are_handled_once_and_in_order(valkey: Valkey) -> None:
+    """One consumer reads 16 events of one user at once; another one searches for entries to claim."""
+
+    async def scenario(here: Hall) -> None:
+        begun = asyncio.Event()
+
+        async def first(event: Event) -> None:
+            begun.set()
+            await asyncio.sleep(0.15)
+            await here.handle(event)
+
+        ids = await here.append(16, user="a")
+        async with consuming(valkey.url, first, consumer="first", takeover_idle_s=1):
+            await begun.wait()
+            async with consuming(valkey.url, here.handle, consumer="second", takeover_idle_s=1):
+                await here.heard(lambda: ids[9] in here.ids)  # the others wait since more than a second
+                entries = await here.redis.xpending_range("wsgate:events:0", GROUP, "-", "+", 16)
+                await here.heard(lambda: len(here.handled) == 16)
+                await here.settled()
+        assert here.ids == ids
+        assert {(row["consumer"], row["times_delivered"]) for row in entries} == {(b"first", 1)}
+
+    with_stream(valkey, scenario)
+
+
+def test_waiting_event_that_another_consumer_has_claimed_is_not_handled_later(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A consumer that could not renew its entries checks before each late start that it still owns them."""
+    is_broken = True
+    renew = Bus.renew
+
+    async def renew_if_whole(self: Bus, *arguments: Any, **more: Any) -> None:
+        if is_broken:
+            raise BusError("no renewal", temporary=True)
+        await renew(self, *arguments, **more)
+
+    async def scenario(here: Hall) -> None:
+        nonlocal is_broken
+        monkeypatch.setattr(Bus, "renew", renew_if_whole)
+        release = asyncio.Event()
+
+        async def handle(event: Event) -> None:
+            await release.wait()
+            await here.handle(event)
+
+        ids = [(await here.append(user=user))[0] for user in ("a", "a", "a", "b", "b", "c", "c")]
+        async with consuming(valkey.url, handle, takeover_idle_s=2, takeover_every_s=3600, backoff=SOON):
+            await until("there is a group", here.has_group)
+            await until("all are read", lambda: _is(here.pending(), 7))
+            entries = [entry for entry, _ in await here.redis.xrange("wsgate:events:0")]
+            claimed = [entries[number] for number in (1, 2, 4)]
+            await here.redis.xclaim("wsgate:events:0", GROUP, "other", 0, claimed)
+            await here.redis.xack("wsgate:events:0", GROUP, entries[1])
+            await here.redis.xdel("wsgate:events:0", entries[6])
+            await asyncio.sleep(1.1)  # more than half of the takeover time: the renewal is overdue
+            is_broken = False
+            release.set()
+            (after,) = await here.append(user="d")
+            await here.heard(lambda: after in here.ids and ids[6] in here.ids)
+            await until("two are left", lambda: _is(here.pending(), 2))
+        assert sorted(here.ids) == sorted([ids[0], ids[3], ids[5], ids[6], after])
 
     with_stream(valkey, scenario)
 
@@ -519,8 +589,8 @@ def test_pending_entry_that_was_trimmed_does_not_delay_later_events(valkey: Valk
         await here.redis.xgroup_create("wsgate:events:0", GROUP, id="0")
         await here.redis.xreadgroup(GROUP, "me", {"wsgate:events:0": ">"})
         await here.redis.xtrim("wsgate:events:0", maxlen=0, approximate=False)
-        async with consuming(valkey.url, here.handle, consumer="me", takeover_idle_s=0):
-            await until("nothing is pending", lambda: _is_zero(here.pending()))
+        async with consuming(valkey.url, here.handle, consumer="me", takeover_idle_s=0.1):
+            await until("nothing is pending", lambda: _is(here.pending(), 0))
             await here.append()
             await here.heard(lambda: len(here.handled) == 1)
         assert await here.dead() == []
@@ -528,8 +598,8 @@ def test_pending_entry_that_was_trimmed_does_not_delay_later_events(valkey: Valk
     with_stream(valkey, scenario)
 
 
-async def _is_zero(number: Coroutine[Any, Any, int]) -> bool:
-    return await number == 0
+async def _is(number: Coroutine[Any, Any, int], expected: int) -> bool:
+    return await number == expected
 
 
 # --- the bus goes away --------------------------------------------------------------------------------

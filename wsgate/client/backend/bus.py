@@ -160,6 +160,32 @@ class Bus:
                 return found
             start = "(" + _text(rows[-1]["message_id"])
 
+    async def renew(self, reader: Reader, entry_ids: Sequence[str], *, fresh_s: float) -> None:
+        """Reset the idle time of entries that this consumer owns, so that no other consumer claims them.
+
+        Entries that were delivered or claimed less than `fresh_s` ago are left as they are. The number of
+        deliveries does not rise. `entry_ids` must not be empty.
+        """
+        async with self._asking():
+            await self._client.xclaim(
+                reader.stream,
+                reader.group,
+                reader.consumer,
+                int(fresh_s * 1000),
+                list(entry_ids),
+                justid=True,
+            )
+
+    async def is_pending(self, reader: Reader, entry: Entry) -> bool:
+        """Return whether any consumer of the group received the entry and did not acknowledge it."""
+        async with self._asking():
+            return bool(await self._client.xpending_range(reader.stream, reader.group, entry.id, entry.id, 1))
+
+    async def is_stored(self, entry: Entry) -> bool:
+        """Return whether the entry is in its stream, and was not trimmed."""
+        async with self._asking():
+            return bool(await self._client.xrange(entry.stream, entry.id, entry.id))
+
     async def acknowledge(self, reader: Reader, entry: Entry) -> None:
         """Acknowledge an entry, so that no consumer of the group receives it again."""
         async with self._asking():

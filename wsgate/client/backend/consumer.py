@@ -16,6 +16,7 @@ from wsgate.client.backend.bus import Bus, Entry, NoGroup, Reader
 from wsgate.client.backend.event import Event
 from wsgate.client.backend.handling import EntryCase, Handling
 from wsgate.client.backend.options import ConsumerOptions
+from wsgate.client.backend.ownership import RENEWALS, renew
 from wsgate.client.backend.partition import Partition, Turn
 from wsgate.client.backend.stopping import Stopping
 from wsgate.client.callbacks import Callbacks, ErrorCallback
@@ -105,6 +106,7 @@ class EventConsumer:
         try:
             for partition in self._partitions:
                 self._tasks.start(self._take_over(partition))
+                self._tasks.start(self._renew(partition))
             readers = {self._tasks.start(self._read(partition)) for partition in self._partitions}
             await asyncio.wait(readers)
             for partition in self._partitions:
@@ -151,15 +153,16 @@ class EventConsumer:
         await partition.wait_for_room()
         if self._stopping.is_set:
             return
+        asked_at_s = _now_s()
         entries = await self._bus.read(
             partition.reader, partition.cursor, count=partition.room, block_s=self._options.block_s
         )
         if partition.cursor == ">":
             for entry in entries:
-                self._accept(partition, entry)
+                self._accept(partition, entry, owned_at_s=asked_at_s)
             return
         partition.cursor = entries[-1].id if entries else ">"
-        await self._accept_again(partition, entries)
+        await self._accept_again(partition, entries, owned_at_s=asked_at_s)
 
     async def _take_over(self, partition: Partition) -> None:
         """Claim the unfinished entries of other consumers in a loop."""
@@ -178,17 +181,30 @@ class EventConsumer:
         cursor = ""
         while cursor != _BEGINNING and not self._stopping.is_set:
             await partition.wait_for_room()
+            asked_at_s = _now_s()
             cursor, entries = await self._bus.take_over(
                 partition.reader,
                 cursor or _BEGINNING,
                 count=partition.room,
                 idle_s=self._options.takeover_idle_s,
             )
-            await self._accept_again(partition, entries)
+            await self._accept_again(partition, entries, owned_at_s=asked_at_s)
+
+    async def _renew(self, partition: Partition) -> None:
+        """Renew the accepted entries in a loop, also while the consumer stops; its owner cancels it."""
+        idle_s = self._options.takeover_idle_s
+        while True:
+            await asyncio.sleep(idle_s / RENEWALS)
+            try:
+                await renew(self._bus, partition.reader, partition.turns, idle_s)
+            except NoGroup:
+                pass  # `_read` creates the group
+            except Exception as error:
+                self._callbacks.report(error)
 
     # --- one entry ------------------------------------------------------------------------------------
 
-    async def _accept_again(self, partition: Partition, entries: list[Entry]) -> None:
+    async def _accept_again(self, partition: Partition, entries: list[Entry], *, owned_at_s: float) -> None:
         """Accept entries that were delivered before; those delivered too often become dead letters.
 
         An entry that is no longer pending was acknowledged, perhaps by this process, after it was read here.
@@ -199,18 +215,25 @@ class EventConsumer:
         for entry in entries:
             if entry.id in deliveries:
                 is_fatal = deliveries[entry.id] > self._options.deliveries_limit
-                self._accept(partition, entry, is_fatal=is_fatal)
+                self._accept(partition, entry, owned_at_s=owned_at_s, is_fatal=is_fatal)
 
-    def _accept(self, partition: Partition, entry: Entry, *, is_fatal: bool = False) -> None:
+    def _accept(
+        self, partition: Partition, entry: Entry, *, owned_at_s: float, is_fatal: bool = False
+    ) -> None:
         """Start a task for an entry, unless one exists: a claim may return an entry of this process."""
         case = self._handling.examine(entry, is_fatal=is_fatal)
-        turn = partition.take(entry.id, case.key)
+        turn = partition.take(entry, case.key, owned_at_s=owned_at_s)
         if turn is not None:
             self._tasks.start(self._settle(partition, case, turn))
 
     async def _settle(self, partition: Partition, case: EntryCase, turn: Turn) -> None:
         try:
             await turn.begin()
-            await self._handling.settle(partition.reader, case)
+            await self._handling.settle(partition.reader, case, turn)
         finally:
-            partition.put_down(case.entry.id, turn)
+            partition.put_down(turn)
+
+
+def _now_s() -> float:
+    """Return the time of the event loop, in seconds."""
+    return asyncio.get_running_loop().time()

@@ -14,6 +14,8 @@ from typing import Final
 from wsgate.client.backend.bus import Bus, Entry, Reader
 from wsgate.client.backend.event import Event, MalformedEvent, parse_event
 from wsgate.client.backend.options import ConsumerOptions
+from wsgate.client.backend.ownership import Owner, find_owner, is_in_doubt
+from wsgate.client.backend.partition import Turn
 from wsgate.client.backend.stopping import Stopping
 from wsgate.client.backend.window import Window
 
@@ -47,7 +49,11 @@ class EntryCase:
 
 
 class _Left(Exception):
-    """The consumer is stopping, so that the entry stays pending for another consumer."""
+    """The entry stays pending for another consumer: this one is stopping, or that one has claimed it."""
+
+
+class _Gone(Exception):
+    """Another consumer has finished the entry, or it will be delivered again."""
 
 
 class Handling:
@@ -87,7 +93,7 @@ class Handling:
             self._report(error)
             return EntryCase(entry, verdict=DeadLetterCause(type(error).__name__, 0))
 
-    async def settle(self, reader: Reader, case: EntryCase) -> None:
+    async def settle(self, reader: Reader, case: EntryCase, turn: Turn) -> None:
         """Handle the entry or make it a dead letter, and acknowledge it.
 
         An entry may be claimed again before the reply to its acknowledgement arrives. It is recognized by the
@@ -99,22 +105,25 @@ class Handling:
             if place in self._dead:
                 verdict = None
             elif event is not None and event.id not in self._seen:
-                verdict = await self._try(event)
+                verdict = await self._try(reader, event, turn)
                 self._seen.add(event.id)
             await self._insist(lambda: self._tell(reader, case.entry, verdict))
             if verdict is not None:
                 self._dead.add(place)
-        except _Left:
+        except (_Left, _Gone):
             return
 
-    async def _try(self, event: Event) -> DeadLetterCause | None:
+    async def _try(self, reader: Reader, event: Event, turn: Turn) -> DeadLetterCause | None:
         """Call the handler until it returns, or until all attempts have failed; then return the cause."""
         attempts = self._options.attempts
         for attempt in range(attempts):
             try:
                 async with self._running:
+                    await self._confirm(reader, turn)
                     await self._handle(event)
                 return None
+            except (_Left, _Gone):
+                raise
             except Exception as error:
                 self._report(error)
                 verdict = DeadLetterCause(type(error).__name__, attempt + 1)
@@ -123,6 +132,27 @@ class Handling:
                 if self._stopping.is_set:
                     raise _Left
         return verdict
+
+    async def _confirm(self, reader: Reader, turn: Turn) -> None:
+        """Raise `_Left` or `_Gone` if this consumer must not handle the entry any more.
+
+        As long as renewals succeed, this asks nobody. While Redis does not answer, it waits: otherwise the
+        handler might run here and, at the same time, at another consumer.
+        """
+        idle_s = self._options.takeover_idle_s
+        if not is_in_doubt(turn, idle_s):
+            return
+        owner = Owner.THIS
+
+        async def ask() -> None:
+            nonlocal owner
+            owner = await find_owner(self._bus, reader, turn, idle_s)
+
+        await self._insist(ask)
+        if owner is Owner.ANOTHER:
+            raise _Left
+        if owner is Owner.NOBODY:
+            raise _Gone
 
     async def _insist(self, tell: Callable[[], Awaitable[None]]) -> None:
         """Repeat a Redis command until it succeeds. Raises `_Left` when the consumer stops."""

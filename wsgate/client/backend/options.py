@@ -46,9 +46,10 @@ class ConsumerOptions:
             without being handled: perhaps handling it ends the process. Reading again after a lost connection
             counts too.
         backoff: The delay between the attempts for one event, and between attempts to reach Redis.
-        takeover_idle_s: An entry that was not acknowledged for so long is claimed. Must be longer than the
-            time from the delivery of an entry to its acknowledgement, or else the event is handled twice: the
-            handler with all its attempts, and before it those of earlier events of the same user.
+        takeover_idle_s: An entry that its consumer has not renewed for so long is claimed by another one. A
+            consumer renews its entries every third of this time, while they wait and while they are handled.
+            Must be longer than the event loop may be blocked and than Redis may be unreachable, or else an
+            event may be handled twice. A handler that never returns keeps its event; give it a time limit.
         takeover_every_s: How often to search for entries to claim.
         seen_limit: How many ids of finished events are remembered, to recognize repeated events.
         dead_limit: Approximate length to which the stream of dead letters is trimmed.

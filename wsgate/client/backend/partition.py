@@ -6,18 +6,26 @@ they were read. Entries of different users are handled at the same time.
 
 import asyncio
 
-from wsgate.client.backend.bus import Reader
+from wsgate.client.backend.bus import Entry, Reader
 
 __all__ = ["Partition", "Turn"]
 
 
 class Turn:
-    """The place of one entry in the queue of its user."""
+    """The place of one entry in the queue of its user.
 
-    __slots__ = ("_before", "_is_over", "key")
+    Attributes:
+        entry: The entry.
+        key: The name of the queue.
+        owned_at_s: When the server last confirmed that this consumer owns the entry, in the loop's time.
+    """
 
-    def __init__(self, key: str, before: "Turn | None") -> None:
+    __slots__ = ("_before", "_is_over", "entry", "key", "owned_at_s")
+
+    def __init__(self, entry: Entry, key: str, *, before: "Turn | None", owned_at_s: float) -> None:
+        self.entry = entry
         self.key = key
+        self.owned_at_s = owned_at_s
         self._before = before
         self._is_over = asyncio.Event()
 
@@ -53,9 +61,14 @@ class Partition:
         self.cursor = "0"
         self.has_group = False
         self._limit = limit
-        self._in_hand: set[str] = set()
+        self._in_hand: dict[str, Turn] = {}
         self._rows: dict[str, Turn] = {}
         self._put_down = asyncio.Event()
+
+    @property
+    def turns(self) -> list[Turn]:
+        """The accepted entries that are not finished."""
+        return list(self._in_hand.values())
 
     @property
     def room(self) -> int:
@@ -85,18 +98,21 @@ class Partition:
         """Read the unacknowledged entries of this consumer again: a reply may have been lost."""
         self.cursor = "0"
 
-    def take(self, entry_id: str, key: str) -> Turn | None:
-        """Accept an entry and return its place in the queue of `key`; None if it is accepted already."""
-        if entry_id in self._in_hand:
+    def take(self, entry: Entry, key: str, *, owned_at_s: float) -> Turn | None:
+        """Accept an entry and return its place in the queue of `key`; None if it is accepted already.
+
+        `owned_at_s` is the time before the command that delivered the entry.
+        """
+        if entry.id in self._in_hand:
             return None
-        self._in_hand.add(entry_id)
-        turn = self._rows[key] = Turn(key, self._rows.get(key))
+        turn = Turn(entry, key, before=self._rows.get(key), owned_at_s=owned_at_s)
+        self._in_hand[entry.id] = self._rows[key] = turn
         return turn
 
-    def put_down(self, entry_id: str, turn: Turn) -> None:
+    def put_down(self, turn: Turn) -> None:
         """Remove an entry that is finished or given up, and let the next one of its queue begin."""
         turn.end()
         if self._rows.get(turn.key) is turn:
             del self._rows[turn.key]
-        self._in_hand.discard(entry_id)
+        del self._in_hand[turn.entry.id]
         self._put_down.set()
