@@ -21,7 +21,15 @@ from tests.support.event_stream import GROUP, Hall, consuming, options, running_
 from tests.support.memory_gateway import run
 from tests.support.valkey import Valkey, running_valkey
 from wsgate.client import Backoff
-from wsgate.client.backend import BusError, ConsumerOptions, Event, EventConsumer, MalformedEvent, Publisher
+from wsgate.client.backend import (
+    BusError,
+    ConsumerOptions,
+    Event,
+    EventConsumer,
+    HandlerCancelled,
+    MalformedEvent,
+    Publisher,
+)
 from wsgate.client.backend.bus import Bus, Entry, Reader
 from wsgate.errors import InternalError, SettingsError
 from wsgate.node.embedded_bus import find_server
@@ -267,6 +275,32 @@ def test_failed_event_is_retried_and_becomes_a_dead_letter_after_three_attempts(
         why = {b"error": b"ValueError", b"attempts": b"3", b"stream": b"wsgate:events:0", b"entry": entry}
         assert letter == fields | why
         assert b"secret" not in str(letter).encode()
+
+    with_stream(valkey, scenario)
+
+
+def test_handler_that_awaits_a_cancelled_future_has_failed_and_is_called_again(valkey: Valkey) -> None:
+    async def scenario(here: Hall) -> None:
+        calls: list[str] = []
+
+        async def handle(event: Event) -> None:
+            calls.append(event.id)
+            if calls.count(event.id) < 2 or event.user == "poison":
+                future = asyncio.get_running_loop().create_future()
+                future.cancel()
+                await future
+            await here.handle(event)
+
+        errors: list[Exception] = []
+        async with consuming(valkey.url, handle, errors=errors, attempts=2, backoff=AT_ONCE):
+            ids = await here.append(2, user="a")
+            await here.append(user="poison")
+            await here.heard(lambda: len(here.handled) == 2)
+            await here.settled()
+        assert here.ids == ids, "a later event of the user was handled first"
+        assert [type(error) for error in errors] == [HandlerCancelled] * 4
+        (letter,) = await here.dead()
+        assert (letter[b"error"], letter[b"attempts"]) == (b"HandlerCancelled", b"2")
 
     with_stream(valkey, scenario)
 

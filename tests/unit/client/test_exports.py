@@ -30,7 +30,15 @@ CLIENT = {
     "UnauthorizedError",
     "listen",
 }
-BACKEND = {"BusError", "ConsumerOptions", "Event", "EventConsumer", "MalformedEvent", "Publisher"}
+BACKEND = {
+    "BusError",
+    "ConsumerOptions",
+    "Event",
+    "EventConsumer",
+    "HandlerCancelled",
+    "MalformedEvent",
+    "Publisher",
+}
 
 
 def test_client_packages_export_exactly_the_listed_names() -> None:

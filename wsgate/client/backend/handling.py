@@ -18,12 +18,20 @@ from wsgate.client.backend.ownership import Owner, find_owner, is_in_doubt
 from wsgate.client.backend.partition import Turn
 from wsgate.client.backend.stopping import Stopping
 from wsgate.client.backend.window import Window
+from wsgate.errors import WsgateError
 
-__all__ = ["EntryCase", "Handling"]
+__all__ = ["EntryCase", "HandlerCancelled", "Handling"]
 
 ABANDONED: Final = "Abandoned"
 """The `error` of a dead letter that was delivered too often: perhaps its handling ends the process each
 time."""
+
+
+class HandlerCancelled(WsgateError):
+    """A handler ended with `CancelledError` although nobody cancelled the consumer; this counts as a failure.
+
+    This happens when the handler awaits a future or a task that other code has cancelled.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +128,7 @@ class Handling:
             try:
                 async with self._running:
                     await self._confirm(reader, turn)
-                    await self._handle(event)
+                    await self._call(event)
                 return None
             except (_Left, _Gone):
                 raise
@@ -132,6 +140,16 @@ class Handling:
                 if self._stopping.is_set:
                     raise _Left
         return verdict
+
+    async def _call(self, event: Event) -> None:
+        """Call the handler once; only a cancellation of the consumer itself may end this task."""
+        try:
+            await self._handle(event)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise HandlerCancelled("the handler awaited something that other code has cancelled") from error
 
     async def _confirm(self, reader: Reader, turn: Turn) -> None:
         """Raise `_Left` or `_Gone` if this consumer must not handle the entry any more.
