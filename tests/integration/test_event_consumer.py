@@ -249,6 +249,51 @@ def test_stop_waits_for_running_handlers_and_reads_no_more_events(valkey: Valkey
     with_stream(valkey, scenario)
 
 
+@pytest.mark.parametrize("is_read_late", [False, True])
+def test_stop_leaves_later_events_of_a_user_whose_event_failed(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch, is_read_late: bool
+) -> None:
+    """The later event waits when the consumer stops, or is returned by the read that was under way."""
+    read_group = Bus.read
+    begun, stopped, left = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def read_late(self: Bus, reader: Reader, cursor: str, **more: Any) -> list[Entry]:
+        entries = await read_group(self, reader, cursor, **more)
+        if entries and begun.is_set():
+            await left.wait()
+        return entries
+
+    async def scenario(here: Hall) -> None:
+        monkeypatch.setattr(Bus, "read", read_late)
+
+        async def handle(event: Event) -> None:
+            if event.id == ids[0]:
+                begun.set()
+                await stopped.wait()
+                asyncio.get_running_loop().call_later(0.1, left.set)
+                raise ValueError
+            await here.handle(event)
+
+        ids = await here.append(1 if is_read_late else 3, user="a")
+        consumer = EventConsumer(valkey.url, GROUP, handle, options=options(), on_error=lambda _: None)
+        running = asyncio.create_task(consumer.run())
+        await begun.wait()
+        ids += await here.append(user="a") if is_read_late else []
+        await until("all are read", lambda: _is(here.pending(), len(ids)))
+        stopping = asyncio.create_task(consumer.stop())
+        await asyncio.sleep(0)
+        stopped.set()
+        await stopping
+        await running
+        assert here.ids == []
+        async with consuming(valkey.url, here.handle, takeover_idle_s=0.1):
+            await here.heard(lambda: len(here.handled) == len(ids))
+            await here.settled()
+        assert here.ids == ids
+
+    with_stream(valkey, scenario)
+
+
 # --- handlers that fail -------------------------------------------------------------------------------
 
 

@@ -122,8 +122,8 @@ class EventConsumer:
     async def stop(self) -> None:
         """Stop reading, finish the accepted entries, and return when `run` has returned.
 
-        An entry whose handler fails during this time is not tried again here; another consumer claims it.
-        Must not be called by a handler.
+        An entry whose handler fails during this time is not tried again here. This entry and later ones of
+        the same user are left, and another consumer claims them. Must not be called by a handler.
         """
         self._stopping.set()
         if self._is_started:
@@ -227,11 +227,13 @@ class EventConsumer:
             self._tasks.start(self._settle(partition, case, turn))
 
     async def _settle(self, partition: Partition, case: EntryCase, turn: Turn) -> None:
+        is_left = True
         try:
-            await turn.begin()
-            await self._handling.settle(partition.reader, case, turn)
+            if await turn.begin():
+                is_left = not await self._handling.settle(partition.reader, case, turn)
         finally:
-            partition.put_down(turn)
+            # A read that is under way when the consumer stops may still return events of the same user.
+            partition.put_down(turn, is_left=is_left, closes_queue=self._stopping.is_set)
 
 
 def _now_s() -> float:

@@ -101,8 +101,10 @@ class Handling:
             self._report(error)
             return EntryCase(entry, verdict=DeadLetterCause(type(error).__name__, 0))
 
-    async def settle(self, reader: Reader, case: EntryCase, turn: Turn) -> None:
+    async def settle(self, reader: Reader, case: EntryCase, turn: Turn) -> bool:
         """Handle the entry or make it a dead letter, and acknowledge it.
+
+        Returns False if the entry was left unfinished, so that another consumer has to handle it.
 
         An entry may be claimed again before the reply to its acknowledgement arrives. It is recognized by the
         event's id, or as a dead letter by the entry's id, and is then only acknowledged.
@@ -118,8 +120,11 @@ class Handling:
             await self._insist(lambda: self._tell(reader, case.entry, verdict))
             if verdict is not None:
                 self._dead.add(place)
-        except (_Left, _Gone):
-            return
+        except _Left:
+            return False
+        except _Gone:
+            pass
+        return True
 
     async def _try(self, reader: Reader, event: Event, turn: Turn) -> DeadLetterCause | None:
         """Call the handler until it returns, or until all attempts have failed; then return the cause."""

@@ -1,7 +1,8 @@
 """The accepted entries of one stream: how many more may be read, and in which order they are handled.
 
 Entries of one user (or of one anonymous connection) are handled one after the other, in the order in which
-they were read. Entries of different users are handled at the same time.
+they were read. Entries of different users are handled at the same time. If an entry is left for another
+consumer, those after it in the queue are left too, because they would overtake it.
 """
 
 import asyncio
@@ -20,23 +21,28 @@ class Turn:
         owned_at_s: When the server last confirmed that this consumer owns the entry, in the loop's time.
     """
 
-    __slots__ = ("_before", "_is_over", "entry", "key", "owned_at_s")
+    __slots__ = ("_before", "_is_left", "_is_over", "entry", "key", "owned_at_s")
 
     def __init__(self, entry: Entry, key: str, *, before: "Turn | None", owned_at_s: float) -> None:
         self.entry = entry
         self.key = key
         self.owned_at_s = owned_at_s
         self._before = before
+        self._is_left = False
         self._is_over = asyncio.Event()
 
-    async def begin(self) -> None:
-        """Wait until the entry before this one in the queue has ended."""
-        if self._before is not None:
-            await self._before._is_over.wait()
-            self._before = None  # otherwise a long queue would keep all its turns in memory
+    async def begin(self) -> bool:
+        """Wait until the entry before this one has ended; return False if that one was left unfinished."""
+        if self._before is None:
+            return True
+        await self._before._is_over.wait()
+        may_begin = not self._before._is_left
+        self._before = None  # otherwise a long queue would keep all its turns in memory
+        return may_begin
 
-    def end(self) -> None:
-        """Let the entry after this one in the queue begin."""
+    def end(self, *, is_left: bool) -> None:
+        """Let the entry after this one in the queue begin, or leave it too."""
+        self._is_left = is_left
         self._is_over.set()
 
 
@@ -109,10 +115,17 @@ class Partition:
         self._in_hand[entry.id] = self._rows[key] = turn
         return turn
 
-    def put_down(self, turn: Turn) -> None:
-        """Remove an entry that is finished or given up, and let the next one of its queue begin."""
-        turn.end()
-        if self._rows.get(turn.key) is turn:
+    def put_down(self, turn: Turn, *, is_left: bool, closes_queue: bool) -> None:
+        """Remove an entry that is finished or left, and let the next one of its queue begin.
+
+        Args:
+            turn: The place of the entry.
+            is_left: Whether another consumer has to handle the entry. Those that follow in the queue are then
+                left too.
+            closes_queue: Whether entries of this queue that are read later are left too, if this one is.
+        """
+        turn.end(is_left=is_left)
+        if self._rows.get(turn.key) is turn and not (is_left and closes_queue):
             del self._rows[turn.key]
         del self._in_hand[turn.entry.id]
         self._put_down.set()
