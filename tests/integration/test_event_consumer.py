@@ -365,6 +365,44 @@ def test_malformed_event_is_a_dead_letter_without_an_attempt(valkey: Valkey) -> 
     with_stream(valkey, scenario)
 
 
+@pytest.mark.parametrize("refusal", ["NOPERM", "WRONGTYPE"])
+def test_dead_letters_that_cannot_be_stored_do_not_stop_the_partition(valkey: Valkey, refusal: str) -> None:
+    async def scenario(here: Hall) -> None:
+        calls: Counter[str] = Counter()
+
+        async def handle(event: Event) -> None:
+            calls[event.id] += 1
+            if event.user == "poison":
+                raise ValueError
+            await here.handle(event)
+
+        keys = ["~wsgate:events:0"]
+        if refusal == "WRONGTYPE":
+            keys.append("~wsgate:events:dead")
+            await here.redis.set("wsgate:events:dead", "no stream")
+        await ask(here.redis, "ACL", "SETUSER", "back", "on", ">pass", "resetkeys", *keys, "+@all")
+        url = valkey.url.replace("://", "://back:pass@")
+        errors: list[Exception] = []
+        async with consuming(url, handle, errors=errors, attempts=1, takeover_idle_s=0.5):
+            poison = await here.append(20, user="poison")
+            (good,) = await here.append(user="good")
+            await here.heard(lambda: here.ids == [good])
+            await until("only the dead letters are left", lambda: _is(here.pending(), 20))
+            (refused,) = [error for error in errors if isinstance(error, BusError)]
+            assert not refused.temporary
+            assert "wsgate:events:dead" in str(refused)
+            if refusal == "WRONGTYPE":
+                await here.redis.delete("wsgate:events:dead")
+            await ask(here.redis, "ACL", "SETUSER", "back", "~wsgate:events:dead")
+            await here.settled()
+        assert len([error for error in errors if isinstance(error, BusError)]) == 1
+        assert sorted(letter[b"id"].decode() for letter in await here.dead()) == sorted(poison)
+        assert {letter[b"error"] for letter in await here.dead()} == {b"ValueError"}
+        assert calls == dict.fromkeys([*poison, good], 1)
+
+    with_stream(valkey, scenario)
+
+
 def test_repeated_event_is_acknowledged_and_handled_once(valkey: Valkey) -> None:
     async def scenario(here: Hall) -> None:
         begun, release = asyncio.Event(), asyncio.Event()
@@ -534,7 +572,7 @@ def test_dead_letter_claimed_again_before_its_acknowledgement_is_not_handled(
 ) -> None:
     """The second claim reads the entry; the count of its deliveries is looked up before or after the XACK."""
     lookups = 0
-    count, move_to_dead_letters = Bus.deliveries, Bus.move_to_dead_letters
+    count, acknowledge = Bus.deliveries, Bus.acknowledge
     claimed_again, moved = asyncio.Event(), asyncio.Event()
 
     async def count_late(self: Bus, reader: Reader, entries: Sequence[Entry]) -> dict[str, int]:
@@ -550,9 +588,9 @@ def test_dead_letter_claimed_again_before_its_acknowledgement_is_not_handled(
             return dict.fromkeys((entry.id for entry in entries), 1)
         return await count(self, reader, entries)
 
-    async def move_late(self: Bus, *arguments: Any, **more: Any) -> None:
+    async def acknowledge_late(self: Bus, *arguments: Any) -> None:
         await claimed_again.wait()
-        await move_to_dead_letters(self, *arguments, **more)
+        await acknowledge(self, *arguments)
         moved.set()
 
     async def do_not_renew(*_: Any, **__: Any) -> None:
@@ -560,7 +598,7 @@ def test_dead_letter_claimed_again_before_its_acknowledgement_is_not_handled(
 
     async def scenario(here: Hall) -> None:
         monkeypatch.setattr(Bus, "deliveries", count_late)
-        monkeypatch.setattr(Bus, "move_to_dead_letters", move_late)
+        monkeypatch.setattr(Bus, "acknowledge", acknowledge_late)
         monkeypatch.setattr(Bus, "renew", do_not_renew)  # a renewed entry would not be claimed again
         await here.append()
         await here.redis.xgroup_create("wsgate:events:0", GROUP, id="0")

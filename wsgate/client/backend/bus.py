@@ -26,6 +26,8 @@ from wsgate.errors import BackendError, SettingsError
 __all__ = ["Bus", "BusError", "Entry", "NoGroup", "Reader"]
 
 _PERMANENT: Final = (AuthenticationError, AuthorizationError, NoPermissionError, DataError)
+_PERMANENT_TEXTS: Final = ("WRONGTYPE", "unknown command")
+"""How the texts of refusals begin for which redis-py has no type, and which a retry cannot change."""
 _PENDING_LIMIT: Final = 1_000
 """Rows of one XPENDING. Other entries of the consumer may stand between the requested ones, so that one
 command may not be enough."""
@@ -191,24 +193,15 @@ class Bus:
         async with self._asking():
             await self._client.xack(reader.stream, reader.group, entry.id)
 
-    async def move_to_dead_letters(
-        self, reader: Reader, entry: Entry, dead: str, *, why: Mapping[str, str], limit: int
-    ) -> None:
-        """Move an entry to the stream `dead`, trimmed to about `limit` entries, and add the fields of `why`.
+    async def add_dead_letter(self, entry: Entry, dead: str, *, why: Mapping[str, str], limit: int) -> None:
+        """Add an entry to the stream `dead`, trimmed to about `limit` entries, with the fields of `why`.
 
-        Adding and acknowledging are one transaction. On a cluster, where the streams may be on two servers,
-        they are two commands: the entry may be added twice, but is never lost.
+        The caller acknowledges the entry afterwards. One transaction for both would acknowledge an entry also
+        if its dead letter was refused with WRONGTYPE. So a dead letter may be added twice, but is not lost.
         """
         fields = {**entry.fields, **{name.encode(): value.encode() for name, value in why.items()}}
         async with self._asking():
-            if self._is_cluster:
-                await self._client.xadd(dead, fields, maxlen=limit)
-                await self._client.xack(reader.stream, reader.group, entry.id)
-                return
-            async with self._client.pipeline(transaction=True) as pipeline:
-                pipeline.xadd(dead, fields, maxlen=limit)
-                pipeline.xack(reader.stream, reader.group, entry.id)
-                await pipeline.execute()
+            await self._client.xadd(dead, fields, maxlen=limit)
 
     @asynccontextmanager
     async def _asking(self, more_s: float = 0.0) -> AsyncIterator[None]:
@@ -217,7 +210,7 @@ class Bus:
                 yield
         except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
             kind = NoGroup if str(error).startswith("NOGROUP") else BusError
-            temporary = not isinstance(error, _PERMANENT)
+            temporary = not isinstance(error, _PERMANENT) and not str(error).startswith(_PERMANENT_TEXTS)
             raise kind(f"the bus: {type(error).__name__}: {error}", temporary=temporary) from error
 
 

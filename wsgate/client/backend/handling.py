@@ -1,7 +1,8 @@
 """Handles one entry: calls the handler or makes the entry a dead letter, and then acknowledges it.
 
 Rules: an entry is acknowledged after its handler has returned, never before. An entry that is not finished
-when the consumer stops stays pending in the group, and another consumer claims it.
+when the consumer stops stays pending in the group, and another consumer claims it. So does a dead letter that
+the server refuses for good: it would otherwise keep a place from all later entries.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Final
 
-from wsgate.client.backend.bus import Bus, Entry, Reader
+from wsgate.client.backend.bus import Bus, BusError, Entry, Reader
 from wsgate.client.backend.event import Event, MalformedEvent, parse_event
 from wsgate.client.backend.options import ConsumerOptions
 from wsgate.client.backend.ownership import Owner, find_owner, is_in_doubt
@@ -25,6 +26,9 @@ __all__ = ["EntryCase", "HandlerCancelled", "Handling"]
 ABANDONED: Final = "Abandoned"
 """The `error` of a dead letter that was delivered too often: perhaps its handling ends the process each
 time."""
+
+_REFUSAL_REPORT_EVERY_S: Final = 60.0
+"""Seconds between two reports about dead letters that the server refuses: the cause is the same for all."""
 
 
 class HandlerCancelled(WsgateError):
@@ -64,6 +68,10 @@ class _Gone(Exception):
     """Another consumer has finished the entry, or it will be delivered again."""
 
 
+class _Refused(Exception):
+    """The server refused the dead letter for good, so that the entry stays pending."""
+
+
 class Handling:
     """Calls the handler for the entries of one consumer, with repeated attempts."""
 
@@ -85,6 +93,9 @@ class Handling:
         self._running = asyncio.Semaphore(options.concurrency)
         self._seen = Window(options.seen_limit)
         self._dead = Window(options.seen_limit)
+        self._unstored: dict[str, DeadLetterCause] = {}
+        self._refusals = 0
+        self._refusal_reported_s = float("-inf")
 
     def examine(self, entry: Entry, *, is_fatal: bool) -> EntryCase:
         """Parse an entry, and decide whether it is a dead letter.
@@ -114,15 +125,18 @@ class Handling:
         try:
             if place in self._dead:
                 verdict = None
+            elif place in self._unstored:
+                verdict = self._unstored[place]
             elif event is not None and event.id not in self._seen:
                 verdict = await self._try(reader, event, turn)
-                self._seen.add(event.id)
-            await self._insist(lambda: self._tell(reader, case.entry, verdict))
             if verdict is not None:
-                self._dead.add(place)
+                await self._add_dead_letter(case.entry, verdict, place)
+            if event is not None:
+                self._seen.add(event.id)
+            await self._insist(lambda: self._bus.acknowledge(reader, case.entry))
         except _Left:
             return False
-        except _Gone:
+        except (_Gone, _Refused):
             pass
         return True
 
@@ -177,22 +191,30 @@ class Handling:
         if owner is Owner.NOBODY:
             raise _Gone
 
-    async def _insist(self, tell: Callable[[], Awaitable[None]]) -> None:
-        """Repeat a Redis command until it succeeds. Raises `_Left` when the consumer stops."""
+    async def _insist(self, tell: Callable[[], Awaitable[None]], *, is_refusable: bool = False) -> None:
+        """Repeat a Redis command until it succeeds.
+
+        Raises `_Left` when the consumer stops. With `is_refusable`, raises the `BusError` of a refusal that a
+        retry cannot change.
+        """
         for attempt in count():
             try:
                 await tell()
                 return
             except Exception as error:
+                if is_refusable and isinstance(error, BusError) and not error.temporary:
+                    raise
                 self._report(error)
             await self._stopping.pause(self._options.backoff.delay_s(attempt, random.random))
             if self._stopping.is_set:
                 raise _Left
 
-    async def _tell(self, reader: Reader, entry: Entry, verdict: DeadLetterCause | None) -> None:
-        if verdict is None:
-            await self._bus.acknowledge(reader, entry)
-            return
+    async def _add_dead_letter(self, entry: Entry, verdict: DeadLetterCause, place: str) -> None:
+        """Store the dead letter. Raises `_Refused` if the server refuses that for good.
+
+        The entry then stays pending and is claimed again after `takeover_idle_s`. Remember its cause, so that
+        this process does not call the handler again but stores the dead letter once that is possible.
+        """
         why = {
             "error": verdict.error,
             "attempts": str(verdict.attempts),
@@ -200,4 +222,27 @@ class Handling:
             "entry": entry.id,
         }
         dead = f"{self._options.prefix}:events:dead"
-        await self._bus.move_to_dead_letters(reader, entry, dead, why=why, limit=self._options.dead_limit)
+        limit = self._options.dead_limit
+        try:
+            await self._insist(
+                lambda: self._bus.add_dead_letter(entry, dead, why=why, limit=limit), is_refusable=True
+            )
+        except BusError as error:
+            if len(self._unstored) < self._options.seen_limit:
+                self._unstored[place] = verdict
+            self._report_refusal(dead, error)
+            raise _Refused from error
+        self._unstored.pop(place, None)
+        self._dead.add(place)
+
+    def _report_refusal(self, dead: str, error: BusError) -> None:
+        """Report a refused dead letter, unless such a report is less than a minute old."""
+        self._refusals += 1
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._refusal_reported_s < _REFUSAL_REPORT_EVERY_S:
+            return
+        self._refusal_reported_s = now_s
+        text = f"the stream {dead} refuses dead letters ({self._refusals} times); their entries stay pending"
+        report = BusError(f"{text}: {error}", temporary=False)
+        report.__cause__ = error
+        self._report(report)
