@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from tests.support.event_stream import GROUP, Hall, consuming, options, running_program, until
@@ -835,7 +837,7 @@ def test_consumer_and_publisher_work_on_a_cluster_with_dead_letters_and_sharded_
         async with one_node_cluster() as server:
             url = f"redis+cluster://127.0.0.1:{server.port}"
             async with (
-                RedisCluster(host="127.0.0.1", port=server.port) as client,
+                RedisCluster(host="127.0.0.1", port=server.port, retry=Retry(NoBackoff(), 0)) as client,
                 Publisher(url) as publisher,
             ):
                 here = Hall(client)

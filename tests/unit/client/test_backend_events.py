@@ -2,15 +2,19 @@
 
 import base64
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from redis.asyncio import Redis
+from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.cluster import RedisCluster
-from redis.asyncio.sentinel import SentinelConnectionPool
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
 
 from tests.support.memory_gateway import run
 from wsgate.client.backend import Event, EventConsumer, MalformedEvent, Publisher
@@ -212,7 +216,52 @@ def test_redis_client_that_decodes_responses_is_refused_by_the_consumer() -> Non
     async def handle(_: Event) -> None:
         return
 
-    for client in (Redis(decode_responses=True), RedisCluster(host="h", decode_responses=True)):
-        with pytest.raises(SettingsError):
+    once = Retry(NoBackoff(), 0)
+    clients = (
+        Redis(decode_responses=True, retry=once),
+        RedisCluster(host="h", decode_responses=True, retry=once),
+    )
+    for client in clients:
+        with pytest.raises(SettingsError, match="decode_responses"):
             EventConsumer(client, "g", handle)
-    assert isinstance(Publisher(Redis()), Publisher)
+
+
+make_sentinel: Any = Sentinel  # redis-py gives Sentinel no types
+
+
+@pytest.mark.parametrize(
+    ("client", "retries"),
+    [
+        (Redis(), 10),
+        (Redis(retry=Retry(NoBackoff(), -1)), -1),
+        (Redis(connection_pool=ConnectionPool(retry=Retry(NoBackoff(), 2))), 2),
+        (Redis(connection_pool=ConnectionPool(retry_on_error=[RedisError])), 1),
+        (Redis.from_url("redis://h?retry_on_timeout=yes"), 1),
+        (RedisCluster(host="h"), 10),
+        (RedisCluster(host="h", retry=Retry(NoBackoff(), 1)), 1),
+    ],
+)
+def test_redis_client_that_repeats_commands_is_refused(client: Any, retries: int) -> None:
+    """A command whose reply is lost may have been executed, so repeating it would publish twice."""
+
+    async def handle(_: Event) -> None:
+        return
+
+    text = re.escape(f"(its retries: {retries})")
+    with pytest.raises(SettingsError, match=text):
+        Publisher(client)
+    with pytest.raises(SettingsError, match=text):
+        EventConsumer(client, "g", handle)
+
+
+@pytest.mark.parametrize(
+    "client",
+    [
+        Redis(retry=Retry(NoBackoff(), 0)),
+        Redis.from_url("redis://h"),
+        RedisCluster(host="h", retry=Retry(NoBackoff(), 0)),
+        make_sentinel([("h", 26379)]).master_for("main"),
+    ],
+)
+def test_redis_client_without_retries_is_accepted(client: Any) -> None:
+    assert isinstance(Publisher(client), Publisher)

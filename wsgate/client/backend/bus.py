@@ -70,7 +70,7 @@ class Bus:
             timeout_s: How long one reply may take.
 
         Raises:
-            SettingsError: The URL is not valid, or the client has `decode_responses`.
+            SettingsError: The URL is not valid, or the client has `decode_responses` or retries.
         """
         self._opened = open_client(where) if isinstance(where, str) else None
         self._client = self._opened.client if self._opened else cast(Any, where)
@@ -78,6 +78,12 @@ class Bus:
         self._timeout_s = timeout_s
         if self._client.get_encoder().decode_responses:
             raise SettingsError("the redis client must not have decode_responses: data may be binary")
+        if retries := _retries(self._client):
+            raise SettingsError(
+                f"the redis client must not repeat commands by itself (its retries: {retries}), because it "
+                "would publish twice if a reply is lost: create it with retry=Retry(NoBackoff(), 0) of "
+                "redis.asyncio.retry and redis.backoff, or pass the URL of the bus"
+            )
 
     async def close(self) -> None:
         """Close the Redis client if it was created from a URL."""
@@ -212,6 +218,20 @@ class Bus:
             kind = NoGroup if str(error).startswith("NOGROUP") else BusError
             temporary = not isinstance(error, _PERMANENT) and not str(error).startswith(_PERMANENT_TEXTS)
             raise kind(f"the bus: {type(error).__name__}: {error}", temporary=temporary) from error
+
+
+def _retries(client: Any) -> int:
+    """Return how often a redis-py client repeats a command whose reply is lost; -1 for without end.
+
+    Redis-py sets 10 for `Redis(...)` and `RedisCluster(...)`, and none for `Redis.from_url(...)`.
+    """
+    if isinstance(client, RedisCluster):
+        return int(client.retry.get_retries())
+    kwargs = client.connection_pool.connection_kwargs
+    if (retry := kwargs.get("retry")) is not None:
+        return int(retry.get_retries())
+    # Redis-py makes one retry of its own if it has errors to repeat after and no number.
+    return 1 if kwargs.get("retry_on_error") or kwargs.get("retry_on_timeout") else 0
 
 
 def _rows(reply: Any) -> list[Any]:

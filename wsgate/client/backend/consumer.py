@@ -59,8 +59,8 @@ class EventConsumer:
                 logged.
 
         Raises:
-            SettingsError: The URL is not valid, the client has `decode_responses`, or `own_partitions` names
-                a partition that does not exist.
+            SettingsError: The URL is not valid, the client has `decode_responses` or retries, or
+                `own_partitions` names a partition that does not exist.
         """
         self._options = options or ConsumerOptions()
         self._bus = Bus(where, timeout_s=self._options.timeout_s)

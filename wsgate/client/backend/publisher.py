@@ -23,12 +23,13 @@ class Publisher:
 
         Args:
             where: A bus URL (`redis://`, `rediss://`, `unix://`, `redis+sentinel://h1,h2/master`,
-                `redis+cluster://h1,h2`), or a client of `redis.asyncio`, which the caller must close.
+                `redis+cluster://h1,h2`), or a client of `redis.asyncio`, which the caller must close. The
+                client must have no retries, as one of `Redis.from_url` or with `retry=Retry(NoBackoff(), 0)`.
             prefix: The gateway's `bus.prefix`.
             timeout_s: How long one reply may take.
 
         Raises:
-            SettingsError: The URL is not valid, or the client has `decode_responses`.
+            SettingsError: The URL is not valid, or the client has `decode_responses` or retries.
         """
         self._bus = Bus(where, timeout_s=timeout_s)
         self._prefix = prefix
