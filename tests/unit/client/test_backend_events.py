@@ -2,9 +2,12 @@
 
 import base64
 import json
+import math
 import re
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from unittest.mock import AsyncMock
 
 import pytest
 from hypothesis import given
@@ -17,7 +20,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from tests.support.memory_gateway import run
-from wsgate.client.backend import Event, EventConsumer, MalformedEvent, Publisher
+from wsgate.client.backend import ConsumerOptions, Event, EventConsumer, MalformedEvent, Publisher
 from wsgate.client.backend.address import open_client
 from wsgate.client.backend.event import parse_event
 from wsgate.client.backend.window import Window
@@ -225,6 +228,73 @@ def test_redis_client_that_decodes_responses_is_refused_by_the_consumer() -> Non
         with pytest.raises(SettingsError, match="decode_responses"):
             EventConsumer(client, "g", handle)
 
+
+# --- settings of the consumer ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, value) for name in ("partitions", "concurrency", "attempts") for value in (0, -1, 1.0, "1")),
+        *((name, value) for name in ("deliveries_limit", "dead_limit") for value in (0, True, None)),
+        ("seen_limit", -1),
+        *((name, value) for name in ("block_s", "timeout_s") for value in (0, 0.0009, -1, "2", None)),
+        *((name, 0) for name in ("takeover_idle_s", "takeover_every_s")),
+        *(("takeover_idle_s", value) for value in (math.nan, math.inf)),
+        *((name, value) for name in ("prefix", "consumer") for value in ("", b"wsgate")),
+        *(("start_at", value) for value in ("", 0, "beginning", ">", "1-", "$ ")),
+        ("backoff", 1.0),
+    ],
+)
+def test_consumer_option_out_of_range_raises_an_error_that_names_it(name: str, value: Any) -> None:
+    with pytest.raises(SettingsError, match=rf"^(ConsumerOptions\.)?{name}: "):
+        ConsumerOptions(**{name: value})
+
+
+def test_smallest_consumer_options_are_accepted() -> None:
+    numbers = dict.fromkeys(("partitions", "concurrency", "attempts", "deliveries_limit", "dead_limit"), 1)
+    times = dict.fromkeys(("takeover_idle_s", "takeover_every_s", "block_s", "timeout_s"), 0.001)
+    for start_at in ("$", "0", "0-0", "1732600000000-1"):
+        options: dict[str, Any] = {**numbers, **times, "seen_limit": 0, "start_at": start_at}
+        assert ConsumerOptions(**options).start_at == start_at
+
+
+def test_handler_that_is_not_a_coroutine_function_is_refused_before_it_is_called() -> None:
+    calls: list[object] = []
+    for handle in (calls.append, lambda _: calls.append(1), None, print):
+        with pytest.raises(SettingsError, match=r"^handle: .*async def"):
+            EventConsumer("redis://h", "g", cast(Any, handle))
+    assert calls == []
+
+
+def test_coroutine_functions_of_every_kind_are_accepted_as_handler() -> None:
+    class Handler:
+        async def __call__(self, _: Event) -> None:
+            return
+
+        async def method(self, _: Event) -> None:
+            return
+
+    async def with_more(_: object, event: Event) -> None:
+        return
+
+    for handle in (Handler(), Handler().method, partial(with_more, None), AsyncMock()):
+        EventConsumer("redis://h", "g", handle)
+
+
+@pytest.mark.parametrize("group", ["", None, b"g"])
+def test_group_without_a_name_is_refused(group: Any) -> None:
+    with pytest.raises(SettingsError, match=r"^group: "):
+        EventConsumer("redis://h", group, AsyncMock())
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1.0, math.nan])
+def test_publisher_without_time_for_a_reply_is_refused(timeout_s: float) -> None:
+    with pytest.raises(SettingsError, match=r"^timeout_s: "):
+        Publisher("redis://h", timeout_s=timeout_s)
+
+
+# --- clients that are passed in -----------------------------------------------------------------------
 
 make_sentinel: Any = Sentinel  # redis-py gives Sentinel no types
 

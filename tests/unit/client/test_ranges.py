@@ -19,7 +19,7 @@ COUNTS = [
     (ConsumerOptions, "attempts", 1),
     (ConsumerOptions, "deliveries_limit", 1),
     (ConsumerOptions, "seen_limit", 0),
-    (ConsumerOptions, "dead_limit", 0),
+    (ConsumerOptions, "dead_limit", 1),
 ]
 TIME_LIMITS = [
     (ClientOptions, "command_timeout_s"),
@@ -27,15 +27,15 @@ TIME_LIMITS = [
     (ClientOptions, "token_timeout_s"),
     (ClientOptions, "silence_margin_s"),
     (ClientOptions, "own_ping_s"),
-    (ConsumerOptions, "takeover_every_s"),
-    (ConsumerOptions, "timeout_s"),
 ]
 WAITS = [
     (Backoff, "base_s", 0),
     (Backoff, "cap_s", 0),
     (ClientOptions, "steady_s", 0),
-    (ConsumerOptions, "takeover_idle_s", 0),
-    (ConsumerOptions, "block_s", 0.001),
+    *(
+        (ConsumerOptions, name, 0.001)
+        for name in ("takeover_idle_s", "takeover_every_s", "block_s", "timeout_s")
+    ),
 ]
 
 

@@ -7,6 +7,7 @@ Source: protocols/backend/v1/spec.md.
 """
 
 import asyncio
+import inspect
 import random
 from collections.abc import Awaitable, Callable, Collection
 from typing import Final
@@ -53,15 +54,21 @@ class EventConsumer:
         Args:
             where: A bus URL, or a client of `redis.asyncio`, which the caller must close. See `Publisher`.
             group: The name of the consumer group, one for each backend. Its processes share the events.
-            handle: The handler, a coroutine function.
+            handle: The handler, a coroutine function, or an object whose `__call__` is one.
             options: See `ConsumerOptions`.
             on_error: Called with each error, also with the exceptions of the handler. Without it, errors are
                 logged.
 
         Raises:
-            SettingsError: The URL is not valid, the client has `decode_responses` or retries, or
-                `own_partitions` names a partition that does not exist.
+            SettingsError: The URL is not valid, the client has `decode_responses` or retries, `group` is
+                empty, `handle` is not a coroutine function, or `own_partitions` names a partition that does
+                not exist.
         """
+        given: object = group  # not every caller checks types
+        if not isinstance(given, str) or not given:
+            raise SettingsError(f"group: {given!r} is not a text of one character or more")
+        if not _is_coroutine_function(handle):
+            raise SettingsError(f"handle: {handle!r} is not a coroutine function (async def)")
         self._options = options or ConsumerOptions()
         self._bus = Bus(where, timeout_s=self._options.timeout_s)
         self._callbacks = Callbacks(on_error)
@@ -234,6 +241,12 @@ class EventConsumer:
         finally:
             # A read that is under way when the consumer stops may still return events of the same user.
             partition.put_down(turn, is_left=is_left, closes_queue=self._stopping.is_set)
+
+
+def _is_coroutine_function(handle: object) -> bool:
+    """Return whether a call returns a coroutine; a plain function would act before its result is refused."""
+    called = getattr(handle, "__call__", None)  # noqa: B004 - the method itself is examined
+    return inspect.iscoroutinefunction(handle) or inspect.iscoroutinefunction(called)
 
 
 def _now_s() -> float:

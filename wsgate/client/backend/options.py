@@ -2,19 +2,19 @@
 
 import itertools
 import os
+import re
 import socket
 from dataclasses import dataclass, field
 from typing import Final
 
 from wsgate.client.backoff import Backoff
-from wsgate.client.ranges import check_seconds, check_time_limits, check_whole_numbers
+from wsgate.client.ranges import check_seconds, check_whole_numbers
+from wsgate.errors import SettingsError
 
 __all__ = ["ConsumerOptions"]
 
-_LEAST_BLOCK_S: Final = 0.001
-"""Redis counts in milliseconds, and 0 would mean to wait without limit."""
-
 _numbers: Final = itertools.count(1)
+_START: Final = re.compile(r"\$|\d+(-\d+)?", re.ASCII)
 
 
 def _own_name() -> str:
@@ -38,7 +38,7 @@ class ConsumerOptions:
         consumer: The name of this consumer in its group. Two running consumers must not share a name. By
             default it consists of the host name, the process id and a number.
         start_at: Where a new group starts to read: `$` for events from now on, `0` for all events in the
-            stream.
+            stream, or the id of the entry before the first one.
         concurrency: How many handlers run at the same time, and how many entries of one partition are
             accepted and not finished.
         attempts: How often the handler is called for one event before it becomes a dead letter.
@@ -75,9 +75,18 @@ class ConsumerOptions:
     timeout_s: float = 10.0
 
     def __post_init__(self) -> None:
-        """Check the ranges: counts from 1 on, bounds of memories from 0 on. Raises SettingsError."""
+        """Check the ranges. Raises SettingsError."""
         check_whole_numbers(
-            self, partitions=1, concurrency=1, attempts=1, deliveries_limit=1, seen_limit=0, dead_limit=0
+            self, partitions=1, concurrency=1, attempts=1, deliveries_limit=1, seen_limit=0, dead_limit=1
         )
-        check_seconds(self, takeover_idle_s=0, block_s=_LEAST_BLOCK_S)
-        check_time_limits(self, "takeover_every_s", "timeout_s")
+        # Redis counts milliseconds, and takes a block of 0 ms as one without end.
+        check_seconds(self, takeover_idle_s=0.001, takeover_every_s=0.001, block_s=0.001, timeout_s=0.001)
+        for name in ("prefix", "consumer"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value:
+                raise SettingsError(f"{name}: {value!r} is not a text of one character or more")
+        start: object = self.start_at
+        if not isinstance(start, str) or not _START.fullmatch(start):
+            raise SettingsError(f"start_at: {start!r} is neither $ nor the id of an entry, such as 0")
+        if not isinstance(self.backoff, Backoff):
+            raise SettingsError(f"backoff: {self.backoff!r} is not a Backoff")

@@ -6,6 +6,7 @@ from typing import Any, Final, Self
 from wsgate.client.backend.address import Client
 from wsgate.client.backend.bus import Bus
 from wsgate.client.backend.payload import encode_publication
+from wsgate.errors import SettingsError
 
 __all__ = ["Publisher"]
 
@@ -29,8 +30,11 @@ class Publisher:
             timeout_s: How long one reply may take.
 
         Raises:
-            SettingsError: The URL is not valid, or the client has `decode_responses` or retries.
+            SettingsError: The URL is not valid, the client has `decode_responses` or retries, or
+                `timeout_s` is not above 0.
         """
+        if not timeout_s > 0:
+            raise SettingsError(f"timeout_s: {timeout_s!r} is not a number of seconds above 0")
         self._bus = Bus(where, timeout_s=timeout_s)
         self._prefix = prefix
 
