@@ -244,6 +244,10 @@ class Hub:
         """Register a waiter for the next confirmation of a channel that the connection is subscribed to."""
         self._waiters.add(conn, name, waiter)
 
+    def is_waiting(self, conn: int, name: bytes) -> bool:
+        """Return whether a waiter of this connection is still to be called for a channel."""
+        return self._waiters.has(conn, name)
+
     def leave(self, conn: int, name: bytes) -> bool:
         """Unsubscribe a connection without calling its waiters; return False if it was not subscribed."""
         self._waiters.drop(conn, name)

@@ -116,6 +116,7 @@ class Logins:
         self._welcomes: dict[int, Welcome] = {}
         self._requests = ByteAccount()
         parts.subscriptions.on_left = self._on_left
+        parts.subscriptions.is_in_welcome = self._is_in_welcome
         self.renew(options)
 
     def renew(self, options: ShardOptions) -> None:
@@ -385,6 +386,11 @@ class Logins:
         """Let a welcome that waits know that the client has unsubscribed one of its channels."""
         if self._welcomes and (welcome := self._welcomes.get(conn)) is not None:
             welcome.left(name)
+
+    def _is_in_welcome(self, conn: int, name: bytes) -> bool:
+        """Return whether a welcome of the connection still has to confirm this channel."""
+        welcome = self._welcomes.get(conn) if self._welcomes else None
+        return welcome is not None and welcome.has(name)
 
     def _finish(self, conn: int) -> None:
         """Forget a login whose welcome, and every channel that comes with it, was sent to the client."""

@@ -27,7 +27,7 @@ from wsgate.shard.unconfirmed import Confirmation
 __all__ = ["Subscriptions"]
 
 PENDING_LIMIT: Final = 16
-"""Subscribe commands of one connection for one channel that may wait: a recovery may be repeated."""
+"""Subscribe commands of one connection for one channel that may wait: a client may repeat them."""
 PENDING_BYTES: Final = 1_000
 """Memory of one that waits, with its entries in the hub's tables: 416 bytes if repeated, 1,345 if alone."""
 FORBIDDEN_CODE: Final = 4503
@@ -45,7 +45,12 @@ class _PendingReply(NamedTuple):
     dialect: Dialect
     id: int | None
     recovered: bool | None
-    was_held: bool  # the connection had the channel before: a recovery in place
+    was_held: bool  # the connection had the channel before: a recovery in place, or a repeated command
+
+    @property
+    def is_repeated(self) -> bool:
+        """Whether the command is answered 409, once the subscription that it repeats is confirmed."""
+        return self.was_held and self.recovered is None
 
 
 class Subscriptions:
@@ -81,6 +86,8 @@ class Subscriptions:
         self._pending_count = 0
         self.on_left: Callable[[int, bytes], object] = lambda conn, name: None
         """Called with each connection and channel that the client has unsubscribed."""
+        self.is_in_welcome: Callable[[int, bytes], bool] = lambda conn, name: False
+        """Returns whether a welcome still has to confirm this channel to its connection."""
         self.renew(options)
 
     def renew(self, options: ShardOptions) -> None:
@@ -123,6 +130,11 @@ class Subscriptions:
 
         With a position the command is a recovery; when the connection has the channel already, the recovery
         happens in place. No channel has a history, so a recovery is never complete.
+
+        Without a position, a command for a channel that the connection has is answered 409. A client counts
+        that answer as a confirmation. Therefore, until the first confirmation was sent to the connection, the
+        command waits for that confirmation too. For a channel that was confirmed and then lost, the answer is
+        sent at once: the gap of the channel follows.
         """
         replies, channel = self._replies, display_name(name)
         if not self._hub.is_live_for(name):
@@ -134,21 +146,28 @@ class Subscriptions:
         waiter = partial(self._on_confirmed, conn)
         joined = self._hub.join(conn, name, policy, waiter)
         was_held = joined is Joined.ALREADY
-        if was_held and recovered is not None:
+        is_awaited = was_held and (self._hub.is_waiting(conn, name) or self.is_in_welcome(conn, name))
+        if was_held and (recovered is not None or is_awaited):
             if len(self._pending.get(conn, {}).get(name, ())) >= PENDING_LIMIT:
                 joined = Joined.TOO_MANY
             else:
                 joined = self._hub.confirm(conn, name, waiter)
+        command = _PendingReply(dialect, id, recovered, was_held)
         if joined is Joined.WAITS:
-            pending = _PendingReply(dialect, id, recovered, was_held)
-            self._pending.setdefault(conn, {}).setdefault(name, []).append(pending)
+            self._pending.setdefault(conn, {}).setdefault(name, []).append(command)
             self._pending_count += 1
-        elif joined is Joined.LIVE:
-            replies.subscribed(conn, dialect, name, id, recovered=recovered, is_new=not was_held)
-        elif joined is Joined.ALREADY:
-            replies.error(conn, dialect, "already_subscribed", id=id, channel=channel)
+        elif joined in (Joined.LIVE, Joined.ALREADY):
+            self._answer(conn, name, command)
         else:
             self.refuse(conn, dialect, name, joined, id)
+
+    def _answer(self, conn: int, name: bytes, command: _PendingReply) -> None:
+        """Answer a `sub` of a channel that the connection has: `subbed`, or 409 for a repeated one."""
+        dialect, id, recovered, was_held = command
+        if command.is_repeated:
+            self._replies.error(conn, dialect, "already_subscribed", id=id, channel=display_name(name))
+        else:
+            self._replies.subscribed(conn, dialect, name, id, recovered=recovered, is_new=not was_held)
 
     def refuse(self, conn: int, dialect: Dialect, name: bytes, joined: Joined, id: int | None = None) -> None:
         """Send the error for a subscription that the hub did not make.
@@ -189,11 +208,12 @@ class Subscriptions:
         is_live = confirmation is Confirmation.LIVE
         if not is_live and any(not each.was_held for each in pending):
             self._hub.leave(conn, name)
-        for dialect, id, recovered, was_held in pending:
+        for command in pending:
+            dialect, id = command.dialect, command.id
             if confirmation is Confirmation.REFUSED:
                 self.refuse(conn, dialect, name, Joined.REFUSED, id)
             elif is_live:
-                self._replies.subscribed(conn, dialect, name, id, recovered=recovered, is_new=not was_held)
+                self._answer(conn, name, command)
             else:
                 channel = display_name(name)
                 self._replies.error(conn, dialect, "unavailable", id=id, channel=channel, retry_ms=RETRY_MS)
@@ -215,8 +235,8 @@ class Subscriptions:
 
     def leave(self, conn: int, name: bytes) -> None:
         """Unsubscribe; a `sub` that still waits is answered first, because the client sent it first."""
-        for dialect, id, recovered, was_held in self._take_pending(conn, name):
-            self._replies.subscribed(conn, dialect, name, id, recovered=recovered, is_new=not was_held)
+        for command in self._take_pending(conn, name):
+            self._answer(conn, name, command)
         if self._hub.leave(conn, name) and self._events.tells_subscriptions:
             self._events.unsubscribed(conn, self._reactor.meta(conn), name)
         self.on_left(conn, name)

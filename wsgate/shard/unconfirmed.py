@@ -50,6 +50,10 @@ class Waiters:
         """Return how many connections wait for a channel."""
         return len(self._by_channel.get(name, ()))
 
+    def has(self, conn: int, name: bytes) -> bool:
+        """Return whether a connection waits for a channel."""
+        return conn in self._by_channel.get(name, ())
+
     def drop(self, conn: int, name: bytes) -> list[Waiter]:
         """Take the waiters of a connection for one channel out of the table, and return them uncalled."""
         waiting = self._by_channel.get(name)

@@ -169,6 +169,10 @@ class Welcome:
             self.begin()
         self._finish()
 
+    def has(self, name: bytes) -> bool:
+        """Return whether this channel comes with the token and was not confirmed to the client yet."""
+        return name in self._waiting or name in self._live
+
     def left(self, name: bytes) -> None:
         """Send nothing more about a channel that the client has unsubscribed."""
         self._waiting.discard(name)

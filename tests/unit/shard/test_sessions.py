@@ -27,7 +27,7 @@ from wsgate.shard.options import NO_EVENTS, NO_USER_LIMITS, ChannelRules, ShardO
 from wsgate.shard.pausing import Pauses
 from wsgate.shard.publication_encoder import PublicationEncoder
 from wsgate.shard.replies import Replies
-from wsgate.shard.subscriptions import Subscriptions
+from wsgate.shard.subscriptions import PENDING_LIMIT, Subscriptions
 from wsgate.shard.tokens import Tokens
 from wsgate.shard.users import Users
 from wsgate.turns import CROWDED, Sender
@@ -359,13 +359,84 @@ def test_each_waiting_sub_is_answered_once_with_its_own_id(shard: Shard) -> None
         {"op": "sub", "ch": "x", "id": 2},
         {"op": "sub", "ch": "x", "id": 3, "from": "Qz-5"},
     )
-    assert shard.heard(peer) == [failed(409, "already_subscribed", id=2, ch="x")]
+    assert shard.heard(peer) == [], "a client counts 409 as a confirmation"
     shard.confirm("x")
     assert shard.heard(peer) == [
         {"op": "subbed", "ch": "x", "id": 1},
+        failed(409, "already_subscribed", id=2, ch="x"),
         {"op": "subbed", "ch": "x", "id": 3, "recovered": False},
     ]
     assert shard.kept() == 0
+
+
+def test_sub_of_a_token_channel_is_answered_409_only_after_the_bus_has_confirmed_it(shard: Shard) -> None:
+    peer = shard.enter("ann:a")
+    shard.lose()
+    assert shard.heard(peer) == [WELCOME | {"bus": False}]
+    shard.regain()
+    shard.say(peer, {"op": "sub", "ch": "a", "id": 1}, {"op": "sub", "ch": "@me", "id": 2})
+    assert shard.heard(peer) == []
+    shard.confirm("a", "@ann")
+    assert shard.heard(peer) == [
+        {"op": "subbed", "ch": "a"},
+        failed(409, "already_subscribed", id=1, ch="a"),
+        ME,
+        failed(409, "already_subscribed", id=2, ch="@me"),
+    ]
+    assert shard.kept() == 0
+
+
+def test_repeated_subs_are_answered_503_when_the_bus_is_lost_and_429_above_their_limit(shard: Shard) -> None:
+    peer = shard.enter("ann")
+    shard.confirm("@ann")
+    shard.heard(peer)
+    shard.say(peer, *({"op": "sub", "ch": "x", "id": number} for number in range(PENDING_LIMIT + 1)))
+    assert shard.heard(peer) == [failed(429, "rate_limited", id=PENDING_LIMIT, ch="x")]
+    shard.lose()
+    assert shard.heard(peer) == [
+        failed(503, "unavailable", id=number, ch="x") for number in range(PENDING_LIMIT)
+    ]
+    assert shard.rig.reactor.subscriptions(peer.conn) == [b"@ann"]
+    assert shard.kept() == 0
+
+
+def test_unsub_before_the_confirmation_answers_a_repeated_sub_with_409(shard: Shard) -> None:
+    peer = shard.enter("ann")
+    shard.confirm("@ann")
+    shard.heard(peer)
+    subs = [{"op": "sub", "ch": "x", "id": 1}, {"op": "sub", "ch": "x", "id": 2}]
+    shard.say(peer, *subs, {"op": "unsub", "ch": "x", "id": 3})
+    assert shard.heard(peer) == [
+        {"op": "subbed", "ch": "x", "id": 1},
+        failed(409, "already_subscribed", id=2, ch="x"),
+        {"op": "unsubbed", "ch": "x", "id": 3},
+    ]
+
+
+def test_sub_of_a_confirmed_channel_that_is_lost_is_answered_409_and_a_gap_follows(shard: Shard) -> None:
+    peer = shard.enter("ann:a")
+    shard.confirm("@ann", "a")
+    shard.heard(peer)
+    shard.lose()
+    shard.regain()
+    shard.say(peer, {"op": "sub", "ch": "a", "id": 1})
+    assert shard.heard(peer) == [failed(409, "already_subscribed", id=1, ch="a")]
+    shard.confirm("@ann", "a")
+    assert shard.heard(peer) == [GAP]
+
+
+def test_sub_of_a_token_channel_that_is_lost_before_the_welcome_waits_for_it(shard: Shard) -> None:
+    """The subscription of the welcome is a waiter then, so that no gap would follow an early 409."""
+    peer = shard.enter("ann:a")
+    shard.confirm("a")
+    shard.hub.on_down(starts_with(b"a"))
+    shard.hub.on_up(starts_with(b"a"))
+    shard.say(peer, {"op": "sub", "ch": "a", "id": 1})
+    assert shard.heard(peer) == []
+    shard.confirm("@ann", "a")
+    messages = shard.heard(peer)
+    assert messages[:2] == [WELCOME | {"bus": False}, ME]
+    assert sorted(each["op"] for each in messages[2:]) == ["err", "subbed"]
 
 
 def test_welcome_is_sent_without_the_bus_and_its_channels_are_confirmed_later(shard: Shard) -> None:
