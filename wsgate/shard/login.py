@@ -117,6 +117,7 @@ class Logins:
         self._requests = ByteAccount()
         parts.subscriptions.on_left = self._on_left
         parts.subscriptions.is_in_welcome = self._is_in_welcome
+        parts.subscriptions.takes_forbidden = self._takes_forbidden
         self.renew(options)
 
     def renew(self, options: ShardOptions) -> None:
@@ -391,6 +392,11 @@ class Logins:
         """Return whether a welcome of the connection still has to confirm this channel."""
         welcome = self._welcomes.get(conn) if self._welcomes else None
         return welcome is not None and welcome.has(name)
+
+    def _takes_forbidden(self, conn: int, name: bytes) -> bool:
+        """Return whether a welcome that is still to be sent refuses this channel, which the bus forbids."""
+        welcome = self._welcomes.get(conn) if self._welcomes else None
+        return welcome is not None and welcome.forbidden(name)
 
     def _finish(self, conn: int) -> None:
         """Forget a login whose welcome, and every channel that comes with it, was sent to the client."""

@@ -88,6 +88,8 @@ class Subscriptions:
         """Called with each connection and channel that the client has unsubscribed."""
         self.is_in_welcome: Callable[[int, bytes], bool] = lambda conn, name: False
         """Returns whether a welcome still has to confirm this channel to its connection."""
+        self.takes_forbidden: Callable[[int, bytes], bool] = lambda conn, name: False
+        """Called with each connection and channel that the bus forbids; returns whether a welcome answers."""
         self.renew(options)
 
     def renew(self, options: ShardOptions) -> None:
@@ -194,7 +196,12 @@ class Subscriptions:
             replies.error(conn, dialect, error, id=id, channel=channel, retry_ms=retry_ms)
 
     def on_forbidden(self, conn: int, name: bytes) -> None:
-        """Send `unsubbed` to a connection whose channel the bus forbids from now on."""
+        """Send `unsubbed` to a connection whose channel the bus forbids from now on.
+
+        A channel that the client was not told of is refused after the welcome instead.
+        """
+        if self.takes_forbidden(conn, name):
+            return
         dialect = DIALECT_OF[self._reactor.variant(conn)]
         self._count("subscriptions_forbidden", 1)
         text = dialect.taken(display_name(name), FORBIDDEN_CODE, "permission_denied")
@@ -206,7 +213,9 @@ class Subscriptions:
         """Answer every `sub` command of a connection that waits for this channel."""
         pending = self._take_pending(conn, name)
         is_live = confirmation is Confirmation.LIVE
-        if not is_live and any(not each.was_held for each in pending):
+        # The welcome, if there is one, waits for the channel too, and requires the subscription.
+        is_ended = not is_live and any(not each.was_held for each in pending)
+        if is_ended and not self.is_in_welcome(conn, name):
             self._hub.leave(conn, name)
         for command in pending:
             dialect, id = command.dialect, command.id

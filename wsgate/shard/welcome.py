@@ -173,6 +173,19 @@ class Welcome:
         """Return whether this channel comes with the token and was not confirmed to the client yet."""
         return name in self._waiting or name in self._live
 
+    def forbidden(self, name: bytes) -> bool:
+        """Refuse a confirmed channel that the bus forbids from now on, if the welcome is still to be sent.
+
+        Returns:
+            True: the client does not know of the subscription, and receives an error after its `welcome`.
+            False: the client knows the subscription as confirmed, or the channel is not of this welcome.
+        """
+        if name not in self._live:
+            return False
+        self._live.remove(name)
+        self._refused.append((name, Joined.REFUSED))
+        return True
+
     def left(self, name: bytes) -> None:
         """Send nothing more about a channel that the client has unsubscribed."""
         self._waiting.discard(name)

@@ -133,6 +133,7 @@ class Shard:
         self.subscriptions = Subscriptions(
             options, self.rig.reactor, self.hub, access, self.replies, events, self._count
         )
+        self.hub.on_taken = self.subscriptions.on_forbidden
         users = Users(
             NO_USER_LIMITS,
             self.rig.reactor,
@@ -686,6 +687,34 @@ def test_channel_lost_before_the_welcome_is_confirmed_only_after_resubscription(
     shard.confirm("a")
     assert shard.heard(ann) == [{"op": "subbed", "ch": "a"}]
     assert not shard.logins._welcomes
+
+
+def test_token_channel_forbidden_before_the_welcome_is_refused_after_it_and_never_confirmed(
+    shard: Shard,
+) -> None:
+    peer = shard.enter("ann:a")
+    shard.confirm("a")
+    shard.hub.on_refused(b"a")
+    assert shard.heard(peer) == [], "the welcome waits for the inbox"
+    assert shard.rig.reactor.subscriptions(peer.conn) == [b"@ann"]
+    shard.confirm("@ann")
+    assert shard.heard(peer) == [WELCOME, ME, failed(403, "permission_denied", ch="a")]
+    assert not shard.logins._welcomes
+
+
+def test_loss_of_a_sub_before_auth_keeps_the_channel_that_the_token_lists_too() -> None:
+    shard = Shard(allow_anonymous=True)
+    peer = shard.enter()
+    shard.say(peer, {"op": "sub", "ch": "a", "id": 1}, {"op": "auth", "token": "ann:a", "id": 2})
+    shard.heard(peer)
+    shard.lose()
+    shard.heard(peer)
+    assert sorted(shard.rig.reactor.subscriptions(peer.conn)) == [b"@ann", b"a"]
+    shard.regain()
+    shard.confirm("@ann", "a")
+    assert sorted(each["ch"] for each in shard.heard(peer)) == ["@me", "a"]
+    assert not shard.logins._welcomes
+    shard.rig.close()
 
 
 # --- permissions are shared and accounted -------------------------------------------------------------
