@@ -2,12 +2,17 @@
 
 import asyncio
 import contextlib
+import random
 from collections.abc import Callable
+from typing import Final
 
-from wsgate.client import Client
+from wsgate.client import Client, CommandError, CommandTimeout, Disconnected, NotConnected
 from wsgate.client.tokens import TokenSource
 
 __all__ = ["Phone"]
+
+_RETRY_S: Final = 1.0
+"""Seconds after which a request is sent again if the gateway names no time."""
 
 
 class Phone:
@@ -46,15 +51,24 @@ class Phone:
         """Send the number of the last notification to the backend, which then sends the later ones again.
 
         Called for a gap. Waits first, so that not all phones send at the same time. A second gap during the
-        wait needs no second request.
+        wait needs no second request. A temporary error is followed by another request, because no further
+        gap follows while the connection stays. After a lost connection a gap follows.
         """
-        if self._is_asking:
-            return
-        self._is_asking = True
-        await asyncio.sleep(wait_s)
-        self._is_asking = False
-        self._say(f"back; has all up to {len(self.shown)}, requests the rest")
-        await client.send({"have": len(self.shown)})
+        while not self._is_asking:
+            self._is_asking = True
+            await asyncio.sleep(wait_s)
+            self._is_asking = False
+            self._say(f"back; has all up to {len(self.shown)}, requests the rest")
+            try:
+                await client.send({"have": len(self.shown)})
+                return
+            except (Disconnected, NotConnected):
+                return
+            except (CommandError, CommandTimeout) as error:
+                if not error.temporary:
+                    raise
+                asked_s = error.retry_s if isinstance(error, CommandError) else None
+                wait_s = asked_s or _RETRY_S * random.uniform(1, 2)  # noqa: S311 - spreading, not secrecy
 
     def _show(self, number: int, text: str) -> None:
         if number <= len(self.shown):

@@ -102,6 +102,35 @@ def test_chat_example_shows_two_people_each_other_and_all_lines_as_plain_text(ch
         assert ann.faults == []
 
 
+REFUSE_FIRST_HISTORY = """(() => {
+    window.historyCount = 0;
+    const send = WebSocket.prototype.send;
+    WebSocket.prototype.send = function (text) {
+        const { op, id, data } = JSON.parse(text);
+        if (op !== 'send' || data.op !== 'history') return send.call(this, text);
+        window.historyCount += 1;
+        if (window.historyCount > 1) return send.call(this, text);
+        const reply = { op: 'err', id, code: 503, error: 'unavailable', message: '', retry_ms: 50 };
+        setTimeout(() => this.dispatchEvent(new MessageEvent('message', { data: JSON.stringify(reply) })));
+    };
+})()"""
+"""Answers the first request of the history with 503, and passes on everything else."""
+
+
+def test_chat_page_requests_the_history_again_after_a_temporary_error(chat: str) -> None:
+    """No gap follows while the connection stays, so that the page itself has to repeat the request."""
+    chromium = find_chromium()
+    if chromium is None:
+        pytest.skip("no Chromium here, and none could be installed")
+    with running_browser(chromium) as browser:
+        browser.open(chat)
+        browser.evaluate(REFUSE_FIRST_HISTORY)
+        browser.fill("#name", "cat")
+        browser.click("#login button")
+        browser.wait_for("window.historyCount === 2")
+        assert browser.faults == []
+
+
 def test_chat_example_refuses_an_invalid_name_with_a_message(chat: str) -> None:
     """The page shows the fault and stays at the login."""
     chromium = find_chromium()
