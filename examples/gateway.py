@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ _STOP_S = 15
 
 @dataclass(frozen=True, slots=True)
 class RunningGateway:
-    """The addresses of a running gateway for clients and backends."""
+    """The addresses of a running gateway for clients and backends; `bus_url` may hold a password."""
 
     port: int
     bus_url: str
@@ -30,7 +30,7 @@ class RunningGateway:
 
 @contextlib.contextmanager
 def running_gateway(
-    config: Path, *, secret: str, port: int = 0, redis: str | None = None, origin: str = ""
+    config: Path, *, secret: str, port: int = 0, redis: str | None = None, origins: Iterable[str] = ()
 ) -> Iterator[RunningGateway]:
     """Start a gateway with this configuration, and stop it afterwards; SIGTERM then acts as Ctrl-C.
 
@@ -39,7 +39,7 @@ def running_gateway(
         secret: The key that signs its tokens.
         port: The port for clients; 0: a free one.
         redis: The URL of the bus; None: the gateway starts a private one, which ends with it.
-        origin: The origin of web pages that may connect, `http://host:port`.
+        origins: The origins of web pages that may connect, each `http://host:port`.
 
     Raises:
         RuntimeError: The gateway did not start. It has printed the reason.
@@ -49,13 +49,13 @@ def running_gateway(
         command = [sys.executable, "-m", "wsgate.cli", "serve", "--config", str(config), "--port", str(port)]
         command += ["--admin-port", "0", "--shards", "1", *(["--redis", redis] if redis else [])]
         environment = os.environ | {"XDG_RUNTIME_DIR": directory, "WSGATE_AUTH__HMAC_SECRET": secret}
-        environment["WSGATE_SERVER__ALLOWED_ORIGINS"] = origin
+        environment["WSGATE_SERVER__ALLOWED_ORIGINS"] = " ".join(origins)
         environment.pop("RUNTIME_DIRECTORY", None)
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
         )
         try:
-            yield _read_banner(process)
+            yield _read_banner(process, redis)
         finally:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -64,14 +64,17 @@ def running_gateway(
             process.wait()
 
 
-def _read_banner(process: "subprocess.Popen[str]") -> RunningGateway:
-    """Read the lines that the gateway prints until it is ready: `socket ws://...`, `bus unix://...`."""
+def _read_banner(process: "subprocess.Popen[str]", redis: str | None) -> RunningGateway:
+    """Read the lines that the gateway prints until it is ready: `socket ws://...`, `bus unix://...`.
+
+    The gateway prints the URL of a given bus without its password. Therefore that URL is not read here.
+    """
     said: dict[str, str] = {}
     assert process.stdout is not None
     for line in process.stdout:
         if line.strip() == "ready":
             port = int(said["socket"].rsplit(":", 1)[1].split("/")[0])
-            return RunningGateway(port, said["bus"].removeprefix("private, on "))
+            return RunningGateway(port, redis or said["bus"].removeprefix("private, on "))
         name, _, value = line.strip().partition(" ")
         said[name] = value.strip()
     raise RuntimeError("the gateway did not start")

@@ -6,19 +6,19 @@ import contextlib
 import secrets
 from pathlib import Path
 
-from redis.asyncio import Redis
-
 from examples.chat.pages import serving_pages
 from examples.chat.room import Room
 from examples.gateway import running_gateway
 from wsgate.client.backend import ConsumerOptions, Event, EventConsumer, Publisher
+from wsgate.client.backend.address import open_client
 
 _CONFIG = Path(__file__).parent / "wsgate.toml"
 
 
 async def work(bus_url: str) -> None:
     """Run the backend: handle events until Ctrl-C."""
-    redis = Redis.from_url(bus_url)
+    opened = open_client(bus_url)  # knows also the URLs of sentinels and clusters, which redis-py does not
+    redis = opened.client
     room = Room(redis, Publisher(redis))
 
     async def handle(event: Event) -> None:
@@ -29,7 +29,7 @@ async def work(bus_url: str) -> None:
     try:
         await consumer.run()
     finally:
-        await redis.aclose()
+        await opened.close()
 
 
 def main() -> None:
@@ -48,11 +48,11 @@ def main() -> None:
         contextlib.suppress(KeyboardInterrupt),
         serving_pages(options.port, secret=secret) as pages,
         running_gateway(
-            _CONFIG, secret=secret, port=options.gateway_port, redis=options.redis, origin=pages.origin
+            _CONFIG, secret=secret, port=options.gateway_port, redis=options.redis, origins=pages.origins
         ) as gateway,
     ):
         pages.gateway_port = gateway.port
-        print(f"open {pages.origin}/ in two windows; Ctrl-C ends it", flush=True)
+        print(f"open {pages.origins[0]}/ in two windows; Ctrl-C ends it", flush=True)
         asyncio.run(work(gateway.bus_url))
 
 

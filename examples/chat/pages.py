@@ -30,9 +30,10 @@ class PageServer(http.server.ThreadingHTTPServer):
         self.gateway_port = 0
 
     @property
-    def origin(self) -> str:
-        """The origin of the served pages."""
-        return f"http://localhost:{self.server_address[1]}"
+    def origins(self) -> tuple[str, str]:
+        """The origins of the served pages: a browser sends the one that its user has opened."""
+        port = self.server_address[1]
+        return f"http://localhost:{port}", f"http://127.0.0.1:{port}"
 
 
 @contextmanager

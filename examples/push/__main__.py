@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Final
 
 import jwt
-from redis.asyncio import Redis
 
 from examples.gateway import RunningGateway, running_gateway
 from examples.push.phone import Phone
 from examples.push.shop import Shop
 from examples.push.tunnel import Tunnel
 from wsgate.client.backend import ConsumerOptions, EventConsumer, Publisher
+from wsgate.client.backend.address import open_client
 
 _CONFIG: Final = Path(__file__).parent / "wsgate.toml"
 _STEPS: Final = ("ordered", "paid", "packed", "on its way", "in your town", "at your door")
@@ -43,7 +43,8 @@ async def play(gateway: RunningGateway, options: argparse.Namespace, secret: str
     """Push notifications, with no network for a third of the time; return whether each was shown once."""
     user = f"user-{secrets.token_hex(4)}"
     story = Story()
-    redis = Redis.from_url(gateway.bus_url)
+    opened = open_client(gateway.bus_url)  # knows also the URLs of sentinels and clusters
+    redis = opened.client
     shop = Shop(redis, Publisher(redis))
     consumer = EventConsumer(redis, "shop", shop.handle, options=ConsumerOptions(partitions=1, start_at="$"))
 
@@ -71,7 +72,7 @@ async def play(gateway: RunningGateway, options: argparse.Namespace, secret: str
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await redis.aclose()
+            await opened.close()
     is_whole = phone.shown == list(range(1, options.count + 1))
     verdict = "each once and in order" if is_whole else "WRONG"
     print(f"\n{options.count} pushed, {len(phone.shown)} shown, {verdict}")

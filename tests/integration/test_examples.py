@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from tests.support.browser import Browser, find_chromium, running_browser
+from tests.support.bus_fleet import running_cluster, running_sentinels
+from tests.support.valkey import running_valkey
 
 pytestmark = pytest.mark.slow
 
@@ -45,6 +47,42 @@ def test_push_example_shows_each_notification_once_although_the_phone_was_away()
         assert process.wait(_END_S) == 0, told
     assert "9 pushed, 9 shown, each once and in order" in told
     assert told.index("gone") < told.index("back; has all up to 3, requests the rest")
+
+
+@contextlib.contextmanager
+def bus_with_password() -> Iterator[str]:
+    """Run a server with a password; yield its URL."""
+    with running_valkey(requirepass="s3cret") as server:
+        yield f"redis://:s3cret@127.0.0.1:{server.port}"
+
+
+@contextlib.contextmanager
+def bus_of_sentinels() -> Iterator[str]:
+    """Run sentinels and the servers that they name; yield the URL."""
+    with running_sentinels(replicas=1) as fleet:
+        yield fleet.url
+
+
+@contextlib.contextmanager
+def bus_of_cluster() -> Iterator[str]:
+    """Run a cluster; yield its URL."""
+    with running_cluster() as fleet:
+        yield fleet.url
+
+
+@pytest.mark.parametrize("bus", [bus_with_password, bus_of_sentinels, bus_of_cluster])
+def test_push_example_uses_the_given_bus_of_each_kind(
+    bus: Callable[[], contextlib.AbstractContextManager[str]],
+) -> None:
+    """The gateway prints the URL without its password, so that the backend takes it from the option."""
+    with (
+        bus() as url,
+        running_example("examples.push", "--count", "3", "--every", "0.1", "--redis", url) as process,
+    ):
+        assert process.stdout is not None
+        told = process.stdout.read()
+        assert process.wait(_END_S) == 0, told
+    assert "3 pushed, 3 shown, each once and in order" in told
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +138,16 @@ def test_chat_example_shows_two_people_each_other_and_all_lines_as_plain_text(ch
             assert bob.faults == []
         ann.wait_for("document.querySelector('#people').innerText.trim() === 'ann'")
         assert ann.faults == []
+
+
+def test_chat_page_connects_when_it_is_opened_with_the_number_of_the_loopback(chat: str) -> None:
+    """The origin of the page is http://127.0.0.1 then, which the gateway has to allow too."""
+    chromium = find_chromium()
+    if chromium is None:
+        pytest.skip("no Chromium here, and none could be installed")
+    with running_browser(chromium) as browser:
+        _come_in(chat.replace("localhost", "127.0.0.1"), "dan", browser)
+        assert browser.faults == []
 
 
 REFUSE_FIRST_HISTORY = """(() => {
