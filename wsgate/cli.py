@@ -18,6 +18,7 @@ from wsgate.config import (
     is_loopback,
     load,
     parse_duration_ms,
+    reloader,
 )
 from wsgate.errors import BackendError, SettingsError, WsgateError
 from wsgate.node.runtime import RunningGateway, running_gateways, runtime_directory, url_host
@@ -86,8 +87,7 @@ def _configuration(
     environ: Mapping[str, str] = os.environ,
 ) -> Config:
     """Load the configuration from the file of the options, the environment and the flags."""
-    named = options.config or environ.get("WSGATE_CONFIG")
-    return load(Path(named) if named else None, environ, flags or {})
+    return load(options.config, environ, flags or {})
 
 
 # --- serve --------------------------------------------------------------------------------------------
@@ -138,11 +138,12 @@ def _serve(options: argparse.Namespace) -> int:
     forbid_dumps()  # before anything secret is read
     environ = dict(os.environ)  # a reload reads the settings from this copy again
     hide_variables(os.environ)
+    read_again = reloader(options.config, environ, _flags(options))
     config = _configuration(options, _flags(options), environ)
     set_up_logging(level=config.log.level, is_json=config.log.format == "json")
     if ignored := ignored_variables(environ):
         Log("keeper").warning("variables_ignored", why=ignored)
-    plan = make_plan(config, environ, lambda: _configuration(options, _flags(options), environ))
+    plan = make_plan(config, environ, read_again)
     if os.getuid() == 0:
         Log("keeper").warning("runs_as_root", advice="set server.user to an ordinary user")
     head = f"wsgate {__version__}, {len(plan.shards)} shard{'s' if len(plan.shards) > 1 else ''}"

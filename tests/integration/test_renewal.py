@@ -181,6 +181,22 @@ def test_reload_of_a_wrong_file_changes_nothing_and_logs_the_setting(
         assert node.is_accepted(token("second", SECOND))
 
 
+def test_reload_of_a_configuration_from_a_pipe_is_refused_and_keeps_every_setting(tmp_path: Path) -> None:
+    """A pipe is empty when it is read again; an empty configuration would restore all defaults."""
+    file = tmp_path / "wsgate.toml"
+    file.write_text(BASE)
+    shell = ("bash", "-c", f'exec "$@" --config <(cat {file})', "bash")
+    with running_gateway(prefix=shell, is_dev=False) as gateway:
+        node = Node(gateway, file)
+        assert node.is_accepted(token("first", FIRST))
+        gateway.process.send_signal(signal.SIGHUP)
+        event = "config_reload"
+        wait_until("the reload has ended", lambda: any(event in line for line in gateway.lines), WITHIN_S)
+        [line] = [line for line in gateway.lines if event in line]
+        assert "config_reload_failed" in line and "is not a regular file" in line
+        assert node.is_accepted(token("first", FIRST))
+
+
 def test_reload_logs_the_settings_that_need_a_restart_and_keeps_their_values(node: Node) -> None:
     with clients(node):
         fixed = '[server]\npath = "/other"\nshards = 7\n[bus]\nprefix = "other"\n[log]\nlevel = "error"\n'

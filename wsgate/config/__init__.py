@@ -21,7 +21,7 @@ from wsgate.config.settings import (
     Server,
     is_loopback,
 )
-from wsgate.config.sources import effective, ignored_variables, load
+from wsgate.config.sources import effective, ignored_variables, load, reloader
 from wsgate.config.units import format_duration, format_size, parse_duration_ms, parse_size_bytes
 
 __all__ = [
@@ -46,4 +46,5 @@ __all__ = [
     "load",
     "parse_duration_ms",
     "parse_size_bytes",
+    "reloader",
 ]

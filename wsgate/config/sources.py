@@ -12,9 +12,10 @@ name that Kubernetes makes for a Service is no setting even if it has a `__`, su
 `ignored_variables` lists them.
 """
 
+import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -27,7 +28,7 @@ from wsgate.config.settings import Config, dotted, faults, fields_of, kind_of, m
 from wsgate.config.units import format_duration, format_size, parse_duration_ms, parse_size_bytes, quote
 from wsgate.errors import InternalError, SettingsError
 
-__all__ = ["effective", "ignored_variables", "load"]
+__all__ = ["effective", "ignored_variables", "load", "reloader"]
 
 _PREFIX: Final = "WSGATE_"
 _SEPARATOR: Final = "__"
@@ -108,6 +109,30 @@ def load(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, Any]
     config = _built(given)
     _raise_any(faults(config))
     return config
+
+
+def reloader(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, Any]) -> Callable[[], Config]:
+    """Return a function that does what `load` does, each time it is called; call this before `load`.
+
+    A pipe, such as `--config <(...)`, gives its text only once: read again it is empty, and opening it may
+    block. Therefore the function reads a path only if it is, and was at this call, a regular file.
+
+    Raises (from the returned function):
+        SettingsError: As `load`; or the file is not regular.
+    """
+    path = path or _named_file(environ)
+    was_regular = path is None or os.path.isfile(path)  # of os, which raises nothing without permission
+
+    def load_again() -> Config:
+        # A path that is gone is reported by `load`.
+        if path is not None and not (was_regular and (os.path.isfile(path) or not os.path.exists(path))):
+            raise SettingsError(
+                f"config: {path} is not a regular file, and cannot be read again; every setting stays:"
+                " restart the gateway, or give --config a file"
+            )
+        return load(path, environ, flags)
+
+    return load_again
 
 
 def ignored_variables(environ: Mapping[str, str]) -> str:
