@@ -21,7 +21,7 @@ import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.valkey import Valkey, running_valkey
-from wsgate.admin import AdminOptions, connections, run_admin
+from wsgate.admin import AdminOptions, api, connections, run_admin
 from wsgate.bus import Publication, decode_publication, parse_address
 from wsgate.payload import BINARY, JSON
 from wsgate.shard.statistics_layout import LAYOUT
@@ -815,6 +815,40 @@ def test_admin_client_that_does_not_finish_its_request_is_closed(
     with running_admin(is_dev=True) as admin, admin.connect() as client:
         client.sendall(beginning)
         assert ended(client)
+
+
+@pytest.mark.parametrize("method", ["publish", "disconnect", "revoke"])
+def test_api_method_is_answered_before_the_deadline_although_the_bus_is_silent(
+    monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.setattr(connections, "ANSWER_S", 3.0)
+    monkeypatch.setattr(api, "CALL_S", 0.2)
+    slow: dict[str, Any] = {"connect_timeout_s": 300.0, "command_timeout_s": 300.0}
+    with SilentBus() as bus, running_admin(None, bus=bus.address, **slow) as admin:
+        fields = {"channel": "news", "data": 1} if method == "publish" else {"user": "ann"}
+        answer = admin.ask("POST", f"/api/{method}", json.dumps(fields).encode(), WITH_KEY)
+        assert (answer.status, answer.json["error"]["code"]) == (200, 100)
+        assert "no reply of the bus in time" in answer.json["error"]["message"]
+
+
+def test_time_of_an_idle_connection_is_not_part_of_the_time_for_the_response(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connections, "ANSWER_S", 3.0)
+    monkeypatch.setattr(api, "CALL_S", 2.0)
+    slow: dict[str, Any] = {"connect_timeout_s": 300.0, "command_timeout_s": 300.0}
+    with SilentBus() as bus, running_admin(None, bus=bus.address, **slow) as admin:
+        connection = http.client.HTTPConnection("127.0.0.1", admin.port, timeout=LIMIT_S)
+        with contextlib.closing(connection):
+            connection.request("GET", "/healthz")
+            assert connection.getresponse().read() == b'{"alive":true}'
+            time.sleep(2.0)
+            connection.request("POST", "/api/publish", b'{"channel":"news","data":1}', WITH_KEY)
+            assert connection.getresponse().status == 200
+
+
+def test_api_methods_end_before_the_deadline_of_their_connection() -> None:
+    assert api.CALL_S + 1 < connections.ANSWER_S
 
 
 def test_admin_request_head_of_20_kb_is_400(admin: Admin) -> None:

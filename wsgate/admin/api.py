@@ -6,6 +6,7 @@ that no method was called. The error codes are those of Centrifugo.
 Source: https://centrifugal.dev/docs/server/server_api for the form and the codes.
 """
 
+import asyncio
 import base64
 import binascii
 import hmac
@@ -38,6 +39,11 @@ BODY_LIMIT_BYTES: Final = 1024 * 1024
 ENVELOPE_ROOM_BYTES: Final = 64 * 1024
 DISCARD_LIMIT_BYTES: Final = 16 * 1024 * 1024
 """How much of a body that is too large is read and discarded, so that the client receives the refusal."""
+
+CALL_S: Final = 8.0
+"""The longest time for one method, in seconds. It is below `ANSWER_S` of `wsgate.admin.connections`, so that
+the client of a slow bus receives an error and not a reset. A method may wait for several replies, each for
+`bus.command_timeout`."""
 
 WITHIN_MOST_S: Final = 3_600
 _BEARER: Final = "bearer "
@@ -208,7 +214,12 @@ class Api:
             fields = {name: raw for name, raw in fields.items() if is_given[name]}
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return _refusal(400)
-        return JSONResponse(await self._methods[request.path_params["method"]](fields))
+        try:
+            async with asyncio.timeout(CALL_S):
+                answer = await self._methods[request.path_params["method"]](fields)
+        except TimeoutError:
+            answer = _error(_INTERNAL, "no reply of the bus in time: the command may have been executed")
+        return JSONResponse(answer)
 
     async def _read(self, request: Request) -> bytes | None:
         """Read the body of a request; None when it is too large."""

@@ -32,7 +32,7 @@ CONCURRENCY_LIMIT: Final = 128
 CONNECTIONS_LIMIT: Final = 256
 """The most connections; a further connection replaces another one."""
 ANSWER_S: Final = 10.0
-"""The longest time for one exchange: to send a request and to read its response."""
+"""The longest time to send a request, and then the longest time until its response is read."""
 HEALTH_PATHS: Final = frozenset({"/healthz", "/readyz"})
 
 _NO_LINGER: Final = struct.pack("ii", 1, 0)
@@ -66,7 +66,7 @@ def with_limit(app: ASGIApp) -> ASGIApp:
 
 
 class Connection(H11Protocol):
-    """An HTTP connection that must complete a response within `ANSWER_S`, again and again.
+    """An HTTP connection that must complete each request, and then its response, within `ANSWER_S`.
 
     Without this, uvicorn waits without limit for the end of a request head, and for a peer that does not
     read.
@@ -94,7 +94,11 @@ class Connection(H11Protocol):
             if end is not None and end.end() > HEAD_LIMIT_BYTES:
                 self._refuse(431, b"Request Header Fields Too Large")
                 return
+        was_whole = self._is_whole
         super().handle_events()
+        if self._is_whole and not was_whole:
+            # The time that the client was idle, or took to send, is not part of the time for the response.
+            self._restart_deadline()
 
     def on_response_complete(self) -> None:
         """Start the deadline of the next exchange, because a response is complete."""
@@ -108,11 +112,15 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     @property
+    def _is_whole(self) -> bool:
+        """Whether the request that is being handled was received completely."""
+        return self.conn.their_state not in (h11.IDLE, h11.SEND_BODY)
+
+    @property
     def is_replaceable(self) -> bool:
         """Whether a new connection may replace this one: unless just one whole request is being handled."""
-        is_whole = self.conn.their_state not in (h11.IDLE, h11.SEND_BODY)
         # Reading is paused while a second request waits behind the one that is being handled.
-        return not is_whole or self.flow.read_paused or self.transport.get_write_buffer_size() > 0
+        return not self._is_whole or self.flow.read_paused or self.transport.get_write_buffer_size() > 0
 
     def give_way(self) -> None:
         """Close this connection for a new one; send 408 first if the request head is incomplete."""
@@ -141,7 +149,11 @@ class Connection(H11Protocol):
 
     def _renew(self) -> None:
         """Restart the deadline, and give the connection the newest turn."""
+        self.turn = next(self._turns)
+        self._restart_deadline()
+
+    def _restart_deadline(self) -> None:
+        """Reset the connection in `ANSWER_S`, unless this is called again before."""
         if self._deadline is not None:
             self._deadline.cancel()
-        self.turn = next(self._turns)
         self._deadline = self.loop.call_later(ANSWER_S, self.reset)
