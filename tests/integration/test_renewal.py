@@ -113,6 +113,12 @@ def test_publish_command_uses_reloaded_namespaces_and_their_size_limits(node: No
     node.apply_file(BASE + '[channels.chat]\nmax_publish = "11B"\n')
     refused = node.gateway.run(*publish, check=False)
     assert refused.returncode == 2 and "too large: the data has 12 bytes" in refused.stderr
+    # A program that cleans the temporary directory removes the description; the gateway writes it again.
+    description = node.gateway.directory / f"gateway-{node.gateway.port}.json"
+    description.unlink()
+    wait_until("the description is restored", description.exists, WITHIN_S)
+    refused = node.gateway.run(*publish, check=False)
+    assert refused.returncode == 2 and "too large: the data has 12 bytes" in refused.stderr
 
 
 def test_reload_message_keeps_the_origins_of_development_mode() -> None:

@@ -4,7 +4,7 @@ import os
 import secrets
 import socket
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -146,8 +146,7 @@ def _plan(config: Config, environ: Mapping[str, str], read: Callable[[], Config]
     def reread() -> Renewed:
         fresh, ignored = renewable(config, read())
         renewed = Renewed(shards_of(fresh), admin_options(fresh, running), ignored)
-        with suppress(OSError):  # only our commands read the file, so a reload must not fail because of it
-            replace(running, publish_limits=publish_limits(fresh)).write(directory)
+        files.describe(replace(running, publish_limits=publish_limits(fresh)))
         return renewed
 
     shards = shards_of(config)

@@ -169,14 +169,26 @@ class RuntimeFiles:
         self.lock_fd = lock_fd
         self._locate = locate
         self._running = running
+        self._is_stale = False  # whether the file may have a former description
         self._directory = locate()
         running.write(self._directory)
 
+    def describe(self, running: RunningGateway) -> None:
+        """Replace the description, now and whenever the file is made again.
+
+        Only the commands read the file, so that a failure to write raises nothing: `restore` writes it later.
+        """
+        self._running = running
+        self._is_stale = True
+        with contextlib.suppress(OSError):
+            running.write(self._directory)
+            self._is_stale = False
+
     def restore(self) -> list[str]:
-        """Make the directory and the files that are missing.
+        """Make the directory and the files that are missing, and a description that could not be written.
 
         Returns:
-            The names of the files that were missing.
+            The names of these files.
 
         Raises:
             SettingsError: The directory cannot be made, or belongs to another user.
@@ -189,8 +201,9 @@ class RuntimeFiles:
             self._lock_again(self._lock)
             missing.append(self._lock.name)
         file = _file_of(self._directory, self._running.port)
-        if not file.exists():
+        if self._is_stale or not file.exists():
             self._running.write(self._directory)
+            self._is_stale = False
             missing.append(file.name)
         return missing
 

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,34 @@ def test_removed_lock_file_is_restored_with_its_holder(tmp_path: Path) -> None:
     os.close(files.lock_fd)
     with locked(tmp_path) as descriptor:
         assert read_lock_holder(descriptor) == "a"
+
+
+def test_removed_description_is_restored_with_what_a_reload_has_changed(tmp_path: Path) -> None:
+    lock_fd = lock_port(tmp_path, 8000)
+    assert lock_fd is not None
+    files = RuntimeFiles(lambda: tmp_path, gateway(), lock_fd)
+    reloaded = replace(gateway(), publish_limits={"news": 100})
+    files.describe(reloaded)
+    assert running_gateways(tmp_path) == [reloaded]
+    (tmp_path / "gateway-8000.json").unlink()
+    assert files.restore() == ["gateway-8000.json"]
+    assert running_gateways(tmp_path) == [reloaded]
+    os.close(files.lock_fd)
+
+
+def test_description_that_cannot_be_written_is_written_when_the_directory_is_back(tmp_path: Path) -> None:
+    directory = tmp_path / "wsgate"
+    directory.mkdir()
+    lock_fd = lock_port(directory, 8000)
+    assert lock_fd is not None
+    files = RuntimeFiles(lambda: directory, gateway(), lock_fd)
+    directory.rename(tmp_path / "away")
+    reloaded = replace(gateway(), publish_limits={"news": 100})
+    files.describe(reloaded)
+    directory.mkdir()
+    files.restore()
+    assert running_gateways(directory) == [reloaded]
+    os.close(files.lock_fd)
 
 
 @pytest.mark.parametrize(
