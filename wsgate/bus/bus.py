@@ -61,7 +61,7 @@ class Bus:
         if topology is None:
             return [Appender(lambda: self.address, options, on_failed)] * len(streams)
         return [
-            Appender(partial(topology.server_of, stream), options, on_failed, topology.refresh)
+            Appender(partial(topology.server_of, stream), options, on_failed, topology.on_moved)
             for stream in streams
         ]
 

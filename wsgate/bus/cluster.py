@@ -24,7 +24,7 @@ from typing import Final, Protocol
 from wsgate.bus.backlog import Backlog
 from wsgate.bus.publisher import CallDone, Done, Publisher
 from wsgate.bus.subscriber import Subscriber, SubscriberListener, SubscriberOptions
-from wsgate.bus.topology import SLOTS, ClusterMap, Node, read_cluster, slot_of
+from wsgate.bus.topology import SLOTS, ClusterMap, Node, NodeOrder, node_in_moved, read_cluster, slot_of
 from wsgate.bus_address import BusAddress
 from wsgate.errors import BackendError
 from wsgate.turns import Sender
@@ -69,6 +69,7 @@ class Topology:
         self._timeout_s = timeout_s
         self._on_failed = on_failed
         self._wake = asyncio.Event()
+        self._order = NodeOrder()
 
     def server_of(self, name: bytes) -> BusAddress | None:
         """Return the address of the server that serves a key or sharded channel; None: no server does."""
@@ -81,6 +82,16 @@ class Topology:
     def refresh(self) -> None:
         """Request another reading of the map; it starts after `GATHER_S`."""
         self._wake.set()
+
+    def on_moved(self, node: Node | None = None, text: bytes = b"") -> None:
+        """Request another reading, from another node first, because a server contradicts the map with MOVED.
+
+        Args:
+            node: The server that replied; None: it is not known.
+            text: The text of the reply.
+        """
+        self._order.on_contradicted(node_in_moved(text, node[0]) if node is not None else None)
+        self.refresh()
 
     async def run(self) -> None:
         """Read the map now, after each request, and about every `REFRESH_S`, until cancelled."""
@@ -99,7 +110,9 @@ class Topology:
     async def _read(self) -> bool:
         """Read the map once and call the watchers; False: no node sent a valid map."""
         try:
-            self.map = await read_cluster(self.address, self.map.nodes, self._timeout_s)
+            self.map = await read_cluster(
+                self.address, self.map.nodes, self._timeout_s, before=self.map, order=self._order
+            )
         except BackendError as error:
             self._on_failed(str(error))
             return False
@@ -129,7 +142,13 @@ class _Lane:
         self.owner = owner
         address = owner.topology.address.server(*node)
         self.subscriber = Subscriber(
-            address, owner.prefix, self, owner.backlog, owner.options, is_sharded=True
+            address,
+            owner.prefix,
+            self,
+            owner.backlog,
+            owner.options,
+            is_sharded=True,
+            on_moved=partial(owner.topology.on_moved, node),
         )
         self.task = asyncio.get_running_loop().create_task(self.subscriber.run())
 
@@ -501,6 +520,7 @@ class ClusterPublisher:
                 command_timeout_s=self._command_timeout_s,
                 on_failed=self._on_failed,
                 is_sharded=True,
+                on_moved=partial(self._topology.on_moved, node),
             )
             self._lanes[node] = publisher, self._loop.create_task(publisher.run())
         for name, data, done, sender, moves in self._take_again():

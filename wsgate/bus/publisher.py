@@ -124,6 +124,7 @@ class Publisher:
         command_timeout_s: float,
         on_failed: Callable[[str], None] | None = None,
         is_sharded: bool = False,
+        on_moved: Callable[[bytes], None] = lambda text: None,
     ) -> None:
         """Start without a connection; the first command connects once `run` is a running task.
 
@@ -136,12 +137,14 @@ class Publisher:
             on_failed: Called with a reason for the log when the bus cannot be reached, refuses, or is lost
                 with commands that were not answered.
             is_sharded: The server belongs to a cluster: publish with SPUBLISH to sharded channels.
+            on_moved: Called with the text of each reply MOVED, before the command's outcome.
         """
         self._command = _SPUBLISH if is_sharded else _PUBLISH
         self._address = address
         self._connect_timeout_s = connect_timeout_s
         self._command_timeout_s = command_timeout_s
         self._on_failed = on_failed or (lambda why: None)
+        self._on_moved = on_moved
         self._loop = asyncio.get_running_loop()
         self._connection: Connection | None = None
         self._own: deque[_Command] = deque()
@@ -365,6 +368,7 @@ class Publisher:
                 self._drop("the bus replied to PUBLISH without a number")
                 break
             if is_error and text.startswith(b"MOVED "):
+                self._on_moved(text)
                 self._answer("moved")
                 continue
             if is_error and said.is_call and text.startswith(b"NOSCRIPT"):

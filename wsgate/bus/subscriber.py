@@ -28,7 +28,7 @@ python -m loadtest bus_subscriber
 import asyncio
 import random
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from typing import Final, Protocol
@@ -157,6 +157,7 @@ class Subscriber:
         options: SubscriberOptions | None = None,
         *,
         is_sharded: bool = False,
+        on_moved: Callable[[bytes], None] = lambda text: None,
     ) -> None:
         """Start without a connection; `run` connects.
 
@@ -168,6 +169,7 @@ class Subscriber:
             backlog: Receives the publications: names without the prefix; a payload over the limit is None.
             options: Times and sizes; the default is `SubscriberOptions()`.
             is_sharded: The server belongs to a cluster, and the channels are sharded channels of its slots.
+            on_moved: Called with the text of each reply MOVED, before `on_lost` for its names.
         """
         self._address = address
         self._prefix = prefix
@@ -180,6 +182,7 @@ class Subscriber:
         self._is_write_scheduled = False
         self._most_s = BACKOFF_KNOWN_S if address.kind or is_sharded else BACKOFF_MOST_S
         self._is_sharded = is_sharded
+        self._on_moved = on_moved
         self._pending: deque[_PendingSubscribe] = deque()  # commands not answered yet
         self._has_worked = False  # this connection has confirmed a command
         self._has_refused = False  # this connection has replied with an error that ended it
@@ -378,6 +381,8 @@ class Subscriber:
         asked = self._pending.popleft()
         self._unanswered -= len(asked.names)
         self._schedule_write()
+        if text.startswith(b"MOVED "):
+            self._on_moved(text)
         if asked.command is _SUBSCRIBE:
             for name in asked.names:
                 self._listener.on_lost(name.removeprefix(self._prefix), was_asked=True)

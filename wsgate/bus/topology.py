@@ -2,13 +2,16 @@
 
 The primary is looked up again for every attempt to connect. A cluster is first read from the nodes of the
 last map, so that it is found again when the nodes of the configuration no longer exist. Replies are not
-trusted: a reply that is not valid counts as a failure, and the next sentinel or node gets the request.
+trusted: a reply that is not valid counts as a failure, and the next sentinel or node gets the request. A map
+that loses most slots counts as a failure, too: a node that restarts without its `nodes.conf` knows no slot.
 
 Source: redis.io/docs, "Sentinel client spec" (request the primary from each sentinel, then the role from the
 server) and "Cluster specification", CLUSTER SLOTS.
 """
 
+import random
 from binascii import crc_hqx
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,7 +19,16 @@ from wsgate.bus.question import Answer, asking
 from wsgate.bus_address import BusAddress
 from wsgate.errors import BackendError
 
-__all__ = ["SLOTS", "ClusterMap", "Node", "find_primary", "read_cluster", "slot_of"]
+__all__ = [
+    "SLOTS",
+    "ClusterMap",
+    "Node",
+    "NodeOrder",
+    "find_primary",
+    "node_in_moved",
+    "read_cluster",
+    "slot_of",
+]
 
 SLOTS: Final = 16384
 NODES_MOST: Final = 1_000
@@ -111,27 +123,97 @@ def _primary(rows: Answer, name: str) -> Node | None:
     return None
 
 
-async def read_cluster(address: BusAddress, known: tuple[Node, ...], timeout_s: float) -> ClusterMap:
+class NodeOrder:
+    """Choose in which order the nodes of a cluster are asked for the map.
+
+    Each reading begins behind the node that sent the last map, so that one node with an old map cannot be the
+    only source. A node that failed comes last, and so does a node whose map a server has contradicted with
+    MOVED: a node that is cut off from the port of the cluster still replies, but its map no longer changes.
+    """
+
+    def __init__(self) -> None:
+        self._source: Node | None = None  # the node that sent the last map
+        self._doubted: dict[Node, None] = {}  # the nodes that come last, doubted longest first
+        self._named: Node | None = None  # the node that the last MOVED names
+
+    def sort(self, nodes: Iterable[Node]) -> list[Node]:
+        """Return distinct nodes in the order for the next reading, and forget doubts about other nodes."""
+        known = list(dict.fromkeys(nodes))
+        self._doubted = {node: None for node in self._doubted if node in known}
+        if self._source in known:
+            start = known.index(self._source) + 1
+        else:  # the shards of a fleet must not all ask the same node
+            start = random.randrange(len(known)) if known else 0  # noqa: S311 - spreading
+        turned = [node for node in known[start:] + known[:start] if node not in self._doubted]
+        named, self._named = self._named, None
+        first = [named] if named is not None and named in known else []
+        return list(dict.fromkeys([*first, *turned, *self._doubted]))
+
+    def on_replied(self, node: Node) -> None:
+        """Note that a node sent the map that is used from now on."""
+        self._source = node
+        self._doubted.pop(node, None)
+
+    def on_failed(self, node: Node) -> None:
+        """Let a node come last, because it sent no valid map."""
+        self._doubted.pop(node, None)
+        self._doubted[node] = None
+
+    def on_contradicted(self, named: Node | None) -> None:
+        """Let the node that sent the map come last; ask first the node that a MOVED names.
+
+        Args:
+            named: The node in the reply; None: it names none. A node that is not in the map is not asked.
+        """
+        self._named = named or self._named
+        if self._source is not None and self._source != named:
+            self.on_failed(self._source)
+
+
+async def read_cluster(
+    address: BusAddress,
+    known: tuple[Node, ...],
+    timeout_s: float,
+    *,
+    before: ClusterMap | None = None,
+    order: NodeOrder | None = None,
+) -> ClusterMap:
     """Read the map of a cluster from the first node that sends a valid reply.
 
     Args:
         address: An address of kind cluster.
-        known: The nodes of an earlier map; they come before the nodes of the address.
+        known: The nodes of an earlier map; they are asked as well as the nodes of the address.
         timeout_s: Half of the time for each node, in seconds.
+        before: The map that is used now; a map that loses most of its slots is not valid.
+        order: Chooses the order of the nodes, and learns which of them reply.
 
     Raises:
         BackendError: No node sends a valid map.
     """
-    why = ""
-    for node in dict.fromkeys((*known, *address.hosts)):
+    why, order = "", order or NodeOrder()
+    for node in order.sort((*known, *address.hosts)):
         server = address.server(*node)
         try:
             async with asking(server, address.username, address.password, 2 * timeout_s) as questioner:
                 rows = await questioner.ask("CLUSTER", "SLOTS")
-            return _map(rows, node[0])
+            found = _map(rows, node[0])
+            if before is not None and _loses_most(before, found):
+                raise BackendError("the map of a node has lost most slots", temporary=True)
         except BackendError as error:
-            why = str(error)
-    raise BackendError(f"no node of the cluster replies: {why}", temporary=True)
+            why = f"{node[0]}:{node[1]}: {error}"
+            order.on_failed(node)
+        else:
+            order.on_replied(node)
+            return found
+    raise BackendError(f"no node of the cluster sends a valid map: {why}", temporary=True)
+
+
+def _loses_most(before: ClusterMap, fresh: ClusterMap) -> bool:
+    """Return whether more than half of the slots that had an owner have none in a fresh map."""
+    if before.owners == fresh.owners:
+        return False
+    owned = [new for old, new in zip(before.owners, fresh.owners, strict=True) if old is not None]
+    return 2 * owned.count(None) > len(owned)
 
 
 def _map(rows: Answer, asked: str) -> ClusterMap:
@@ -142,7 +224,7 @@ def _map(rows: Answer, asked: str) -> ClusterMap:
         asked: The host of the node that replied, for rows that name no host.
 
     Raises:
-        BackendError: The reply is malformed, or has more than `NODES_MOST` nodes.
+        BackendError: The reply is malformed, names no owner of any slot, or has more than `NODES_MOST` nodes.
     """
     owners: list[Node | None] = [None] * SLOTS
     nodes: dict[Node, None] = {}
@@ -157,7 +239,23 @@ def _map(rows: Answer, asked: str) -> ClusterMap:
         owners[first : last + 1] = [named[0]] * (last - first + 1)
         if len(nodes) > NODES_MOST:
             raise BackendError("the cluster has too many nodes", temporary=True)
+    if owners.count(None) == SLOTS:
+        raise BackendError("the node knows no owner of a slot", temporary=True)
     return ClusterMap(tuple(owners), tuple(nodes))
+
+
+def node_in_moved(text: bytes, asked: str) -> Node | None:
+    """Return the node that a reply `MOVED <slot> <host>:<port>` names; None when it names none.
+
+    Args:
+        text: The text of the reply.
+        asked: The host of the server that replied; the reply leaves the host out when it is the same.
+    """
+    words = text.split(b" ")
+    if len(words) != 3 or words[0] != b"MOVED":
+        return None
+    host, _, port = words[2].rpartition(b":")
+    return _node(host, port, asked)
 
 
 def _server(row: Answer, asked: str) -> Node | None:

@@ -1,10 +1,14 @@
 """Check what publisher and subscriber of a cluster do with slot maps: their lanes, and commands that wait."""
 
 import asyncio
-from collections.abc import Coroutine
+import contextlib
+from collections.abc import AsyncIterator, Coroutine
+from functools import partial
 from typing import Any, Final, cast
 
-from tests.support.fake_bus import until
+import pytest
+
+from tests.support.fake_bus import FakeBus, Talk, fake_bus, until
 from wsgate.bus.backlog import Backlog
 from wsgate.bus.cluster import ClusterPublisher, ClusterSubscriber, Topology
 from wsgate.bus.topology import SLOTS, ClusterMap, Node, slot_of
@@ -160,5 +164,127 @@ def test_slots_that_move_to_a_connected_server_are_subscribed_again() -> None:
         lane._connection = None
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+
+    run(main())
+
+
+# --- what nodes reply to CLUSTER SLOTS --------------------------------------------------------------------
+
+
+def slots(*rows: tuple[int, int, int]) -> bytes:
+    """Return a reply to CLUSTER SLOTS with a row for each range of slots and the port of its owner."""
+    said = bytearray(b"*%d\r\n" % len(rows))
+    for first, last, port in rows:
+        said += b"*3\r\n:%d\r\n:%d\r\n*2\r\n$9\r\n127.0.0.1\r\n:%d\r\n" % (first, last, port)
+    return bytes(said)
+
+
+class Nodes:
+    """Fake nodes of a cluster, each with a reply to CLUSTER SLOTS and one to every SSUBSCRIBE."""
+
+    def __init__(self, count: int) -> None:
+        self.map: list[bytes] = [b"*0\r\n"] * count
+        self.refusal: list[bytes] = [b""] * count
+        self.buses: list[FakeBus] = []
+        self.asked: list[int] = []  # the nodes that were asked for the map
+
+    def answer(self, number: int, talk: Talk, parts: list[bytes]) -> bytes | None:
+        if parts[:2] == [b"CLUSTER", b"SLOTS"]:
+            self.asked.append(number)
+            return self.map[number]
+        if parts[0] in (b"SSUBSCRIBE", b"SPUBLISH") and self.refusal[number]:
+            return self.refusal[number]
+        if parts[0] == b"SSUBSCRIBE":
+            talk.names.update(parts[1:])
+            row = b"*3\r\n$10\r\nssubscribe\r\n$%d\r\n%b\r\n:1\r\n"
+            return b"".join(row % (len(name), name) for name in parts[1:])
+        return None
+
+    def port(self, number: int) -> int:
+        return self.buses[number].address.port
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        async with contextlib.AsyncExitStack() as stack:
+            for number in range(len(self.map)):
+                answer = partial(self.answer, number)
+                self.buses.append(await stack.enter_async_context(fake_bus(answer)))
+            yield
+
+    @contextlib.asynccontextmanager
+    async def subscribed(self, listener: Any = None) -> AsyncIterator[ClusterSubscriber]:
+        """Run a subscriber that knows the nodes in their order, and wait for its lanes."""
+        hosts = ",".join(f"127.0.0.1:{self.port(number)}" for number in range(len(self.map)))
+        where = Topology(parse_address(f"redis+cluster://{hosts}"), 1.0, lambda why: None)
+        subscriber = ClusterSubscriber(where, b"wsgate:ch:", listener or Listener(), Backlog(1 << 20))
+        tasks = [asyncio.ensure_future(part.run()) for part in (subscriber, where)]
+        try:
+            await until("the lanes are up", lambda: subscriber._lanes and subscriber.is_up)
+            yield subscriber
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@pytest.mark.parametrize("rest", [0, 100])
+def test_lanes_stay_when_the_first_node_restarts_and_knows_few_slots_or_none(rest: int) -> None:
+    """A node that restarts without its `nodes.conf` replies with no slots; so do new nodes."""
+
+    async def main() -> None:
+        nodes = Nodes(2)
+        async with nodes.running():
+            half = SLOTS // 2
+            good = slots((0, half - 1, nodes.port(0)), (half, SLOTS - 1, nodes.port(1)))
+            nodes.map = [good, good]
+            async with nodes.subscribed() as subscriber:
+                lanes = dict(subscriber._lanes)
+                nodes.map[0] = slots((0, rest, nodes.port(0))) if rest else b"*0\r\n"
+                for _ in range(4):
+                    nodes.asked.clear()
+                    subscriber.topology.refresh()
+                    await until("the map was read", lambda: nodes.asked and nodes.asked[-1] == 1)
+                    await asyncio.sleep(0.01)
+                    assert subscriber._lanes == lanes and subscriber.is_up
+                assert nodes.asked == [1], "the node that failed comes last"
+
+    run(main())
+
+
+def test_map_of_a_node_that_is_cut_off_is_replaced_after_moved() -> None:
+    """The node sends an old map for ever; the server of the slot knows better and names the owner."""
+
+    async def main() -> None:
+        nodes = Nodes(3)
+        async with nodes.running():
+            old = slots((0, SLOTS // 2, nodes.port(0)), (SLOTS // 2 + 1, SLOTS - 1, nodes.port(1)))
+            nodes.map = [old, old, old]
+            async with nodes.subscribed() as subscriber:
+                fresh = slots((0, SLOTS - 1, nodes.port(1)))
+                nodes.map = [old, fresh, fresh]
+                name = next(b"n%d" % n for n in range(99) if slot_of(b"wsgate:ch:n%d" % n) < SLOTS // 2)
+                nodes.refusal[0] = b"-MOVED 1 127.0.0.1:%d\r\n" % nodes.port(1)
+                nodes.asked.clear()
+                subscriber.subscribe([name])
+                owner = ("127.0.0.1", nodes.port(1))
+                await until("the map is fresh", lambda: subscriber._lanes.keys() == {owner})
+                assert nodes.asked == [1], "the node that MOVED names is asked first"
+
+    run(main())
+
+
+def test_readings_of_the_map_ask_different_nodes() -> None:
+    async def main() -> None:
+        nodes = Nodes(3)
+        async with nodes.running():
+            third = SLOTS // 3
+            edges = ((0, third), (third + 1, 2 * third), (2 * third + 1, SLOTS - 1))
+            nodes.map = [slots(*((*edge, nodes.port(n)) for n, edge in enumerate(edges)))] * 3
+            async with nodes.subscribed() as subscriber:
+                nodes.asked.clear()
+                for reading in range(1, 4):
+                    subscriber.topology.refresh()
+                    await until("the map was read", lambda: len(nodes.asked) >= reading)  # noqa: B023
+                assert sorted(nodes.asked) == [0, 1, 2]
 
     run(main())

@@ -10,7 +10,7 @@ import pytest
 from tests.support.resp import NUMBERS, hostile_reply
 from wsgate.bus import question
 from wsgate.bus.question import Answer, Questioner
-from wsgate.bus.topology import NODES_MOST, SLOTS, ClusterMap, _map, _primary, slot_of
+from wsgate.bus.topology import NODES_MOST, SLOTS, NodeOrder, _map, _primary, node_in_moved, slot_of
 from wsgate.errors import BackendError
 
 
@@ -129,8 +129,7 @@ def test_slot_map_and_primary_are_read_from_valid_replies() -> None:
         ("asked", 7001),
         ("asked", 7002),
     )
-    assert _map([[0, 5, [b"?", 7001], [b"h", 7002]]], "asked").owners[0] is None
-    assert _map([], "asked") == ClusterMap((None,) * SLOTS, ())
+    assert _map([[0, 5, [b"?", 7001], [b"h", 7002]], [6, 6, [b"h", 7002]]], "asked").owners[0] is None
     assert _primary([None, [b"odd"], MASTER], "main") == ("10.0.0.1", 7001)
     assert _primary([MASTER], "other") is None
     assert _primary([[*MASTER[:-1], b"master,s_down"]], "main") is None
@@ -154,6 +153,56 @@ def test_slot_map_with_too_many_nodes_raises_backend_error() -> None:
     rows: Answer = [[slot, slot, [b"10.0.0.1", 1 + slot]] for slot in range(NODES_MOST + 1)]
     with pytest.raises(BackendError, match="too many"):
         _map(rows, "asked")
+
+
+def test_slot_map_without_any_owner_raises_backend_error() -> None:
+    replies: list[Answer] = [[], [[0, 16383, [b"?", 7001]]]]
+    for rows in replies:
+        with pytest.raises(BackendError, match="no owner"):
+            _map(rows, "asked")
+
+
+def test_order_begins_behind_the_last_source_and_ends_with_nodes_that_failed() -> None:
+    nodes = [("h", port) for port in range(1, 5)]
+    order = NodeOrder()
+    assert sorted(order.sort(nodes)) == nodes
+    order.on_replied(nodes[1])
+    assert order.sort(nodes) == [nodes[2], nodes[3], nodes[0], nodes[1]]
+    order.on_failed(nodes[2])
+    order.on_replied(nodes[3])
+    assert order.sort(nodes) == [nodes[0], nodes[1], nodes[3], nodes[2]]
+    assert order.sort(nodes[:2]) in (nodes[:2], nodes[1::-1]), "the doubted node is not in the map"
+
+
+def test_node_that_moved_names_is_asked_first_and_the_source_of_the_map_last() -> None:
+    nodes = [("h", port) for port in range(1, 5)]
+    order = NodeOrder()
+    order.on_replied(nodes[1])
+    order.on_contradicted(nodes[3])
+    assert order.sort(nodes) == [nodes[3], nodes[2], nodes[0], nodes[1]]
+    order.on_contradicted(("unknown", 1))
+    assert order.sort(nodes) == [nodes[2], nodes[3], nodes[0], nodes[1]]
+    order.on_replied(nodes[2])
+    order.on_contradicted(None)
+    assert order.sort(nodes) == [nodes[3], nodes[0], nodes[1], nodes[2]]
+
+
+@pytest.mark.parametrize(
+    ("text", "node"),
+    [
+        (b"MOVED 3999 10.0.0.1:7001", ("10.0.0.1", 7001)),
+        (b"MOVED 3999 :7001", ("asked", 7001)),
+        (b"MOVED 3999 fe80::1:7001", ("fe80::1", 7001)),
+        (b"MOVED 3999 ?:7001", None),
+        (b"MOVED 3999 h:70000", None),
+        (b"MOVED 3999 h", None),
+        (b"MOVED 3999", None),
+        (b"MOVED 3999 h:1 x", None),
+        (b"CLUSTERDOWN The cluster", None),
+    ],
+)
+def test_node_in_moved_is_read_or_none(text: bytes, node: tuple[str, int] | None) -> None:
+    assert node_in_moved(text, "asked") == node
 
 
 @pytest.mark.parametrize(
