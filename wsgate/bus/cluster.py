@@ -5,7 +5,9 @@ carries more publications than one server can. A *lane* is the connection to one
 server in two cases:
 
 - The server redirects (an unrequested sunsubscribe, or MOVED): the map is read again, and the lost names are
-  subscribed on the slot's new server.
+  subscribed on the slot's new server. The map may also be read before the server redirects, and the
+  connection may break before the redirection arrives. So a new map alone is enough: all channels of a slot
+  with another server are subscribed there, and later replies of the former server are ignored.
 - The server fails: its lane is down, and the map is read until another server has its slots. When that
   server's lane is up, all channels of these slots are subscribed again.
 
@@ -130,6 +132,12 @@ class ClusterListener(SubscriberListener, Protocol):
     def on_down(self, covers: Covers | None = None) -> None:
         """Note that a server is lost, with all subscriptions that `covers` accepts; None: with all."""
 
+    def on_reassigned(self, covers: Covers) -> None:
+        """Subscribe again to all channels that `covers` accepts: their slots have another server now.
+
+        Both servers are connected, so that `on_up` is not called for these slots.
+        """
+
     def on_moved(self) -> None:
         """Subscribe again to the channels reported by `on_lost`: a new map was read."""
 
@@ -167,19 +175,21 @@ class _Lane:
         self.owner.listener.on_failed(f"{self.node[0]}:{self.node[1]}: {why}")
 
     def on_control(self, name: bytes, payload: bytes | None) -> None:
-        self.owner.listener.on_control(name, payload)
+        if payload is not None or self.owner.lane_of(name) is self:
+            self.owner.listener.on_control(name, payload)
 
     def on_subscribed(self, name: bytes) -> bool:
-        return self.owner.listener.on_subscribed(name)
+        # A slot that this server has lost is subscribed elsewhere: only the reply of that server counts.
+        return not self.covers(name) or self.owner.listener.on_subscribed(name)
 
     def on_refused(self, name: bytes) -> bool:
-        return self.owner.listener.on_refused(name)
+        return not self.covers(name) or self.owner.listener.on_refused(name)
 
     def on_pass(self) -> None:
         self.owner.listener.on_pass()
 
     def on_lost(self, name: bytes, *, was_asked: bool) -> None:
-        self.owner.on_lost(name, was_asked=was_asked)
+        self.owner.on_lost(self, name, was_asked=was_asked)
 
 
 class ClusterSubscriber:
@@ -316,7 +326,7 @@ class ClusterSubscriber:
 
     def _apply(self, fresh: ClusterMap) -> None:
         """Apply a new map: close and open lanes so that each server with slots has one, then resubscribe."""
-        inherited = self._inherited(fresh)
+        inherited, reassigned = self._taken_over(fresh)
         for node in self._lanes.keys() - fresh.primaries:
             # A lane without a server in the map must report nothing more: its channels have other lanes now.
             self._lanes.pop(node).task.cancel()
@@ -324,27 +334,35 @@ class ClusterSubscriber:
             self._lanes[node] = _Lane(self, node)
             self._lanes[node].task.add_done_callback(self._on_done)
         lost, self._lost_control = self._lost_control, set()
-        if inherited:
-            lost |= {name for name in self._control if slot_of(name) in inherited}
+        if inherited or reassigned:
+            taken = inherited | reassigned
+            lost |= {name for name in self._control if slot_of(name) in taken}
         for name in lost:
             self._hear_control(name)
+        prefix = self.prefix
         if inherited:
-            prefix = self.prefix
             self.listener.on_up(lambda name: slot_of(prefix + name) in inherited)
+        if reassigned:
+            self.listener.on_reassigned(lambda name: slot_of(prefix + name) in reassigned)
         self.listener.on_moved()
 
-    def _inherited(self, fresh: ClusterMap) -> frozenset[int]:
-        """Return the slots that moved to a server whose lane was up before, from one that is down or left.
+    def _taken_over(self, fresh: ClusterMap) -> tuple[frozenset[int], frozenset[int]]:
+        """Return the slots that moved to a server whose lane was up before: no lane comes up for them.
 
-        A slot that had no server counts, too. No lane comes up for these slots, and no server
-        announces the move: the last replies of a server may stay unread once its lane is closed. So only the
-        caller can subscribe again.
+        No server need announce such a move: the last replies of a server stay unread once its lane is closed
+        or its connection breaks. So only the caller can subscribe again.
+
+        Returns:
+            The slots of a server that is down or left the map, or that had no server; and the slots of a
+            server that is still connected.
         """
         before, self._owners = self._owners, fresh.owners
-        lanes = self._lanes.items()
-        up = {node for node, lane in lanes if lane.subscriber.is_up and node in fresh.primaries}
+        primaries, lanes = fresh.primaries, self._lanes.items()
+        up = {node for node, lane in lanes if lane.subscriber.is_up and node in primaries}
         pairs = enumerate(zip(before, fresh.owners, strict=True))
-        return frozenset(slot for slot, (old, new) in pairs if new != old and new in up and old not in up)
+        moved = [(slot, old) for slot, (old, new) in pairs if new != old and new in up]
+        reassigned = frozenset(slot for slot, old in moved if old in up)
+        return frozenset(slot for slot, _ in moved) - reassigned, reassigned
 
     def _on_done(self, task: "asyncio.Task[None]") -> None:
         """Report a lane that ends by itself as an internal error."""
@@ -358,9 +376,15 @@ class ClusterSubscriber:
                 lane.subscriber.subscribe_control(name)
         self.listener.on_up(lane.covers)
 
-    def on_lost(self, name: bytes, *, was_asked: bool) -> None:
-        """Handle a name whose slot has moved: keep it if it is a control name, else notify the listener."""
-        if name in self._control:
+    def on_lost(self, lane: _Lane, name: bytes, *, was_asked: bool) -> None:
+        """Handle a name whose slot has moved: keep it if it is a control name, else notify the listener.
+
+        Ignore it if the lane no longer has the slot, because the name is subscribed elsewhere already.
+        """
+        is_control = name in self._control
+        if self.lane_of(name if is_control else self.prefix + name) is not lane:
+            return
+        if is_control:
             self._lost_control.add(name)
         else:
             self.listener.on_lost(name, was_asked=was_asked)

@@ -143,6 +143,11 @@ class BusEvents:
         """Subscribe again to a channel whose slot of the cluster has moved."""
         self._hub.on_lost(name, was_asked=was_asked)
 
+    def on_reassigned(self, covers: Covers) -> None:
+        """Subscribe again to every channel whose slot moved between servers that are both connected."""
+        self._hub.on_reassigned(covers)
+        self._wake()
+
     def on_moved(self) -> None:
         """Use the map of the cluster that was read again."""
         self._hub.on_moved()

@@ -116,6 +116,7 @@ class Hub:
         # The walk that subscribes again, over the reactor's directory of channels:
         self._resubscribe_from: int | None = None  # the next place; None: no walk is under way
         self._resubscribe: list[Covers | None] = []  # which channels it is for; None: all channels
+        self._resubscribe_next: list[Covers | None] = []  # which channels the next walk is for
         self._asked_early: set[bytes] = set()  # channels that were subscribed again before the walk met them
         self._refused: dict[bytes, int] = {}  # channels that the bus forbids: next place among connections
         self.on_taken: Callable[[int, bytes], None] = lambda conn, name: None
@@ -353,11 +354,28 @@ class Hub:
         self._has_lost, self._was_up = self._has_lost or self._was_up, True
         while self._leave_vacated(covers, is_new=True) == NAMES_PER_COMMAND:
             pass
-        self._asked_early.clear()
         self._waiters.cancel_losses(covers)
-        self._resubscribe = [*self._resubscribe, covers] if self._resubscribe_from is not None else [covers]
+        begun = [] if self._resubscribe_from is None else [*self._resubscribe, *self._resubscribe_next]
+        self._resubscribe, self._resubscribe_next = [*begun, covers], []
         self._resubscribe_from = 0
         self.resubscribe()
+
+    def on_reassigned(self, covers: Covers) -> None:
+        """Subscribe again to all channels whose slots have another server now, which is connected.
+
+        Channels that the former server has announced are in the table of lost channels, and `on_moved`
+        requests them at once. A walk finds the others. A walk that is under way ends first: slots may move
+        one after the other for minutes, and a walk that begins again each time would never end.
+        """
+        self._drop_unconfirmed(covers, keeps_lost=True)
+        self._has_lost = True
+        while self._leave_vacated(covers, is_new=True) == NAMES_PER_COMMAND:
+            pass
+        self._waiters.cancel_losses(covers)
+        if self._resubscribe_from is None:
+            self._resubscribe, self._resubscribe_from = [covers], 0
+        else:
+            self._resubscribe_next.append(covers)
 
     def resubscribe(self) -> None:
         """Request the next part of the channels that are subscribed again, if few are unconfirmed now."""
@@ -366,9 +384,13 @@ class Hub:
         names, place = self._reactor.channels(self._resubscribe_from, NAMES_PER_COMMAND)
         self._resubscribe_from = place or None
         due = (name for name in names if self._is_covered(name) and self.is_live_for(name))
-        self._ask_again([name for name in due if name not in self._asked_early])
+        self._ask_again([name for name in due if name not in self._asked_early and name not in self._lost])
         if self._resubscribe_from is None:
-            self._asked_early.clear()
+            self._resubscribe, self._resubscribe_next = self._resubscribe_next, []
+            if self._resubscribe:
+                self._resubscribe_from = 0
+            else:
+                self._asked_early.clear()
 
     @property
     def _may_resubscribe(self) -> bool:
@@ -385,7 +407,7 @@ class Hub:
         self._has_lost = True
         if covers is None:
             self._resubscribe_from = None
-            self._asked_early.clear()
+            self._resubscribe_next.clear()
         self._waiters.lose(covers)
         self._waiters.notify_losses()
 
@@ -399,6 +421,7 @@ class Hub:
         if was_asked:
             self._drop_answer(name)
         self._returning.discard(name)
+        self._asked_early.discard(name)
         self._watches.break_off([name])
         self._has_lost = True
         if self._reactor.subscribers(name) or self._reactor.is_vacated(name):
@@ -439,12 +462,15 @@ class Hub:
         found = [name for name in self._lost if self.is_live_for(name)]
         # The other channels stay: as long as no server serves their slot, no connection comes up for them.
         self._lost.difference_update(found)
+        if self._resubscribe_from is not None:
+            self._asked_early.update(found)
         self._ask_again(found)
 
-    def _drop_unconfirmed(self, covers: Covers | None) -> None:
+    def _drop_unconfirmed(self, covers: Covers | None, *, keeps_lost: bool = False) -> None:
         """Stop to expect answers for the channels that a bus connection covers, and break their watches."""
         self._watches.break_covered(covers)
-        for names in (self._unconfirmed, self._returning, self._lost):
+        lost = set[bytes]() if keeps_lost else self._lost
+        for names in (self._unconfirmed, self._returning, self._asked_early, lost):
             if covers is None:
                 names.clear()
                 continue
@@ -455,6 +481,7 @@ class Hub:
         self._charges.release_covered(covers)
 
     def _is_covered(self, name: bytes) -> bool:
+        """Return whether the walk that is under way subscribes to this channel again."""
         return any(covers is None or covers(name) for covers in self._resubscribe)
 
     @property
@@ -463,8 +490,11 @@ class Hub:
         return self._resubscribe_from is None and not self._returning and self.is_live
 
     def _awaits_its_turn(self, name: bytes) -> bool:
-        """Return whether the walk that subscribes again has this channel still to do, or may have."""
-        return self._resubscribe_from is not None and self._is_covered(name)
+        """Return whether a walk that subscribes again has this channel still to do, or may have."""
+        if self._resubscribe_from is None or name in self._asked_early:
+            return False
+        both = (*self._resubscribe, *self._resubscribe_next)
+        return any(covers is None or covers(name) for covers in both)
 
     def on_subscribed(self, name: bytes) -> bool:
         """Note an answer to SUBSCRIBE; after the last one for the channel, notify its waiters.
