@@ -138,6 +138,12 @@ class ClusterListener(SubscriberListener, Protocol):
         Both servers are connected, so that `on_up` is not called for these slots.
         """
 
+    def on_unserved(self, covers: Covers) -> None:
+        """Note that all subscriptions that `covers` accepts are lost: their new server is not connected yet.
+
+        The former server is not lost. `on_up` follows when the new server is connected.
+        """
+
     def on_moved(self) -> None:
         """Subscribe again to the channels reported by `on_lost`: a new map was read."""
 
@@ -168,6 +174,8 @@ class _Lane:
         self.owner.on_lane_up(self)
 
     def on_down(self) -> None:
+        if not self.owner.has_lane(self):
+            return  # the server left the map, and `on_unserved` has reported its channels
         self.owner.listener.on_down(self.covers)
         self.owner.topology.refresh()
 
@@ -234,6 +242,10 @@ class ClusterSubscriber:
         """Return the lane of a whole name; None while no server has its slot."""
         node = self.topology.map.owners[slot_of(name)]
         return None if node is None else self._lanes.get(node)
+
+    def has_lane(self, lane: _Lane) -> bool:
+        """Whether a lane is in use: its server has slots."""
+        return self._lanes.get(lane.node) is lane
 
     def is_up_for(self, name: bytes) -> bool:
         """Whether the lane of this channel is connected, so that it can be subscribed to now."""
@@ -326,7 +338,7 @@ class ClusterSubscriber:
 
     def _apply(self, fresh: ClusterMap) -> None:
         """Apply a new map: close and open lanes so that each server with slots has one, then resubscribe."""
-        inherited, reassigned = self._taken_over(fresh)
+        inherited, reassigned, unserved = self._moved_slots(fresh)
         for node in self._lanes.keys() - fresh.primaries:
             # A lane without a server in the map must report nothing more: its channels have other lanes now.
             self._lanes.pop(node).task.cancel()
@@ -340,29 +352,37 @@ class ClusterSubscriber:
         for name in lost:
             self._hear_control(name)
         prefix = self.prefix
+        if unserved:
+            self.listener.on_unserved(lambda name: slot_of(prefix + name) in unserved)
         if inherited:
             self.listener.on_up(lambda name: slot_of(prefix + name) in inherited)
         if reassigned:
             self.listener.on_reassigned(lambda name: slot_of(prefix + name) in reassigned)
         self.listener.on_moved()
 
-    def _taken_over(self, fresh: ClusterMap) -> tuple[frozenset[int], frozenset[int]]:
-        """Return the slots that moved to a server whose lane was up before: no lane comes up for them.
+    def _moved_slots(self, fresh: ClusterMap) -> tuple[frozenset[int], frozenset[int], frozenset[int]]:
+        """Return the slots with another server than before.
 
-        No server need announce such a move: the last replies of a server stay unread once its lane is closed
-        or its connection breaks. So only the caller can subscribe again.
+        For the slots of a server whose lane was up before, no lane comes up. No server need announce the move
+        either: the last replies of a server stay unread once its lane is closed or its connection breaks. So
+        only the caller can subscribe again.
 
         Returns:
-            The slots of a server that is down or left the map, or that had no server; and the slots of a
-            server that is still connected.
+            The slots that moved to a lane that is up: from a server that is down or left the map, or from no
+            server; and from a server that is still connected. Then the slots that moved from a lane that is
+            up to one that is not.
         """
         before, self._owners = self._owners, fresh.owners
         primaries, lanes = fresh.primaries, self._lanes.items()
-        up = {node for node, lane in lanes if lane.subscriber.is_up and node in primaries}
+        were_up = {node for node, lane in lanes if lane.subscriber.is_up}
+        up = were_up & primaries
         pairs = enumerate(zip(before, fresh.owners, strict=True))
-        moved = [(slot, old) for slot, (old, new) in pairs if new != old and new in up]
-        reassigned = frozenset(slot for slot, old in moved if old in up)
-        return frozenset(slot for slot, _ in moved) - reassigned, reassigned
+        moved = [(slot, old, new) for slot, (old, new) in pairs if new != old]
+        return (
+            frozenset(slot for slot, old, new in moved if new in up and old not in up),
+            frozenset(slot for slot, old, new in moved if new in up and old in up),
+            frozenset(slot for slot, old, new in moved if new not in up and old in were_up),
+        )
 
     def _on_done(self, task: "asyncio.Task[None]") -> None:
         """Report a lane that ends by itself as an internal error."""

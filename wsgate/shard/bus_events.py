@@ -148,6 +148,15 @@ class BusEvents:
         self._hub.on_reassigned(covers)
         self._wake()
 
+    def on_unserved(self, covers: Covers) -> None:
+        """Fail subscriptions to channels whose slots have moved to a server that is not connected yet.
+
+        The shard stays ready, because a planned move concerns all nodes at the same moment. If the server
+        cannot be reached, the probe of the server is missing.
+        """
+        self._hub.on_down(covers)
+        self._wake()
+
     def on_moved(self) -> None:
         """Use the map of the cluster that was read again."""
         self._hub.on_moved()

@@ -113,6 +113,9 @@ class ClusterRig(HubRig):
     def on_reassigned(self, covers: Covers) -> None:
         self.hub.on_reassigned(covers)
 
+    def on_unserved(self, covers: Covers) -> None:
+        self.hub.on_down(covers)
+
     def on_moved(self) -> None:
         self.hub.on_moved()
 
@@ -309,5 +312,42 @@ def test_slots_that_move_during_a_walk_are_walked_for_after_it() -> None:
         assert other.held >= set(names)
         assert rig.hub.pending == 0 and all(map(rig.hub.receives, names))
         assert rig.hub._asked_early == set()
+
+    run(main)
+
+
+def test_server_that_leaves_the_map_reports_no_loss() -> None:
+    """A planned move concerns all nodes at the same moment: none of them may count the bus as down."""
+
+    async def main(rig: ClusterRig) -> None:
+        one, other = await start(rig)
+        name = name_of(ONE)
+        rig.join(rig.connect(), name)
+        await rig.settle()
+        rig.set_map(lambda slot: OTHER)
+        one.break_off()  # what the end of the lane's task does
+        await rig.settle()
+        assert rig.downs == 0 and name in other.held and rig.hub.receives(name)
+        other.break_off()
+        assert rig.downs == 1
+
+    run(main)
+
+
+def test_waiters_of_a_slot_that_moved_to_an_unreachable_server_are_notified_of_the_loss() -> None:
+    async def main(rig: ClusterRig) -> None:
+        await start(rig)
+        name, stays = name_of(ONE), name_of(OTHER)
+        rig.join(rig.connect(), name)
+        rig.join(rig.connect(), stays)
+        await asyncio.sleep(0)
+        rig.set_map(lambda slot: THIRD if slot < SLOTS // 2 else OTHER)
+        assert rig.confirmations == [(name, Confirmation.LOST)]
+        assert not rig.hub.receives(name) and rig.downs == 0
+        await rig.settle()
+        rig.servers[THIRD].come_up()
+        await rig.settle()
+        assert rig.servers[THIRD].held == {name} and rig.hub.receives(name)
+        assert rig.confirmations[1:] == [(stays, Confirmation.LIVE)]
 
     run(main)
