@@ -173,10 +173,10 @@ class Commands:
         self.budget.forget(conn)
 
     def _is_over_budget(
-        self, conn: int, dialect: Dialect, size: int, id: int | None, channel: str | None
+        self, conn: int, dialect: Dialect, sender: Sender, size: int, id: int | None, channel: str | None
     ) -> bool:
-        """Charge bytes to a connection's budget; if it has too few left, send the error and return True."""
-        wait_ms = self.budget.take(conn, size, time.monotonic())
+        """Charge bytes to the budget of a sender; if it has too few left, send the error and return True."""
+        wait_ms = self.budget.take(conn, size, time.monotonic(), party=sender.party)
         if wait_ms:
             self._count("publishes_over_bytes", 1)
             self._replies.error(conn, dialect, "rate_limited", id=id, channel=channel, retry_ms=wait_ms)
@@ -304,11 +304,12 @@ class Commands:
             self._replies.error(conn, dialect, "bad_request", id=command.id)
             return
         size = len(payload.data)
-        if self._is_over_budget(conn, dialect, size, command.id, None):
+        sender = self._sender(conn, member)
+        if self._is_over_budget(conn, dialect, sender, size, command.id, None):
             return
         self._hold(conn, size)
         done = partial(self._sent, conn, dialect, command.id, size)
-        if refused := events.message(conn, member, payload, self._sender(conn, member), done):
+        if refused := events.message(conn, member, payload, sender, done):
             done(refused)
 
     def _sent(self, conn: int, dialect: Dialect, id: int | None, size: int, outcome: str) -> None:
@@ -343,7 +344,8 @@ class Commands:
                 conn, dialect, "rate_limited", id=command.id, channel=channel, retry_ms=wait_ms
             )
             return
-        if self._is_over_budget(conn, dialect, len(payload.data), command.id, channel):
+        sender = self._sender(conn, member)
+        if self._is_over_budget(conn, dialect, sender, len(payload.data), command.id, channel):
             return
         if not self._hub.receives(name):
             self._not_published(conn, dialect, command.id, channel, "down")
@@ -359,7 +361,6 @@ class Commands:
         self._hold(conn, len(data))
         watch = self._hub.watch(name)
         done = partial(self._published, conn, dialect, command.id, name, len(data), watch)
-        sender = self._sender(conn, member)
         self._publisher.publish(self._names.channel(name), data, done, sender, must_reach=watch is not None)
 
     def _sender(self, conn: int, member: Member) -> Sender:

@@ -861,6 +861,16 @@ def test_publish_without_receiver_reports_no_channel_after_a_bus_loss(shard: Sha
     assert not shard.hub._watches, "no state is kept when all is answered"
 
 
+def test_greedy_user_leaves_room_in_the_byte_budget_for_another_user(shard: Shard) -> None:
+    shard.commands.budget = ByteBudget(ByteRates(shard_per_s=1_000, shard_burst=100_000))
+    greedy, good = [shard.enter("ann"), shard.enter("ann")], shard.enter("bob")
+    for peer in greedy * 10:
+        shard.say(peer, {"op": "pub", "ch": "news", "data": "x" * 10_000})
+    assert shard.counts["publishes_over_bytes"] == 15
+    shard.say(good, {"op": "pub", "ch": "news", "data": "x" * 30_000})
+    assert shard.counts["publishes_over_bytes"] == 15
+
+
 def test_publish_over_the_byte_budget_is_answered_429_with_a_retry_time(shard: Shard) -> None:
     shard.commands.budget = ByteBudget(ByteRates(connection_per_s=2_000))
     peer, other = shard.enter("ann"), shard.enter("bob")
