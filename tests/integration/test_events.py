@@ -128,17 +128,21 @@ def test_message_that_json_cannot_represent_is_a_bad_request_without_an_event(
     assert [event["type"] for event in stream.take(2)] == ["connected", "disconnected"]
 
 
-def test_late_token_causes_a_second_connected_event_with_the_user(gateway: Gateway, stream: Stream) -> None:
+def test_late_token_ends_the_anonymous_connection_and_connects_the_user(
+    gateway: Gateway, stream: Stream
+) -> None:
     with connected(gateway.ws_url, 1) as (client,):
         client.send("auth", token=gateway.token("late"), id=1)
         assert [client.receive()["op"] for _ in range(2)] == ["welcome", "subbed"]
-    told = stream.take(4)
+    told = stream.take(5)
     assert [(event["type"], event.get("user")) for event in told] == [
         ("connected", None),
+        ("disconnected", None),
         ("connected", "late"),
         ("subscribed", "late"),
         ("disconnected", "late"),
     ]
+    assert [event.get("reason") for event in told][1] == "none"
 
 
 def test_recovery_of_a_subscribed_channel_causes_no_second_subscribed_event(

@@ -23,7 +23,7 @@ from wsgate.reasons import Reason
 from wsgate.shard.options import EventOptions, ShardOptions
 from wsgate.turns import FULL, Sender
 
-__all__ = ["EVENT_TYPES", "Events", "Tracked", "make_events"]
+__all__ = ["EVENT_TYPES", "Events", "Identified", "Tracked", "make_events"]
 
 EVENT_TYPES: Final = ("connected", "disconnected", "subscribed", "unsubscribed", "message")
 
@@ -34,6 +34,13 @@ class Tracked(Member, frozen=True, gc=False):
     """A member with the time of its admission, for the duration in `disconnected`."""
 
     since_ms: int
+
+
+class Identified(Tracked, frozen=True, gc=False):
+    """A member that was admitted as anonymous and has shown the token of a user who is not admitted yet.
+
+    Control commands find it by this user. Its events still belong to the anonymous connection.
+    """
 
 
 class Events:
@@ -112,7 +119,7 @@ class Events:
     def connected(self, conn: int, member: Member) -> None:
         """Record that a connection was admitted."""
         if "connected" in self._enabled:
-            self._tell(b"connected", conn, member.user_utf8)
+            self._tell(b"connected", conn, _user_of(member))
 
     def disconnected(self, conn: int, reason: int, member: Member | None, now_ms: int) -> None:
         """Record that an admitted connection has closed, with the reason and the duration.
@@ -126,17 +133,29 @@ class Events:
         if isinstance(member, Tracked) and "disconnected" in self._enabled:
             name = Reason(reason).name.lower().encode()
             more = {b"reason": name, b"duration_ms": b"%d" % max(0, now_ms - member.since_ms)}
-            self._tell(b"disconnected", conn, member.user_utf8, more)
+            self._tell(b"disconnected", conn, _user_of(member), more)
+
+    def changed(self, conn: int, before: Member | None, member: Member, now_ms: int) -> None:
+        """Record that a connection was admitted, and before that the end of its anonymous admission, if any.
+
+        Args:
+            conn: The connection, which is still open.
+            before: What was stored for the connection until now; None: nothing.
+            member: What is stored from now on.
+            now_ms: Monotonic milliseconds.
+        """
+        self.disconnected(conn, Reason.NONE, before, now_ms)
+        self.connected(conn, member)
 
     def subscribed(self, conn: int, member: Member | None, name: bytes) -> None:
         """Record that a connection's subscription to a channel was confirmed."""
         if member is not None and "subscribed" in self._enabled:
-            self._tell(b"subscribed", conn, member.user_utf8, {b"ch": name})
+            self._tell(b"subscribed", conn, _user_of(member), {b"ch": name})
 
     def unsubscribed(self, conn: int, member: Member | None, name: bytes) -> None:
         """Record that a connection is no longer subscribed to a channel."""
         if member is not None and "unsubscribed" in self._enabled:
-            self._tell(b"unsubscribed", conn, member.user_utf8, {b"ch": name})
+            self._tell(b"unsubscribed", conn, _user_of(member), {b"ch": name})
 
     def message(
         self, conn: int, member: Member, payload: Payload, sender: Sender, done: Callable[[str], None]
@@ -208,6 +227,11 @@ class Events:
             data += pack(self._publish, stream, _as_json(fields))
             commands = 2
         return place, data, commands
+
+
+def _user_of(member: Member) -> bytes:
+    """Return the user as which a connection is admitted; empty: it is admitted as anonymous."""
+    return b"" if isinstance(member, Identified) else member.user_utf8
 
 
 def _as_json(fields: Mapping[bytes, bytes]) -> bytes:

@@ -302,9 +302,12 @@ class Logins:
     def _settle(self, conn: int, dialect: Dialect, identity: Identity, request: ConnectRequest) -> None:
         """Store the user, record the event, and send `welcome` when the bus has confirmed the channels."""
         parts = self._parts
+        before = self._reactor.meta(conn)
         member = parts.members.keep(conn, identity, None)
+        if member is None:
+            return  # the connection is gone, and the next poll reports its end
         if parts.events.is_on:
-            parts.events.connected(conn, member)
+            parts.events.changed(conn, before, member, now_ms())
         if identity is ANONYMOUS:
             self._replies.welcome(conn, dialect, identity, has_bus=parts.hub.is_live)
             parts.subscriptions.subscribe_all(conn, dialect, request.channels, request.positions)

@@ -13,7 +13,7 @@ from wsgate.auth import Identity, Member, PermissionTable
 from wsgate.dialects import Dialect
 from wsgate.reactor import Reactor
 from wsgate.reasons import REASONS, Reason
-from wsgate.shard.backend_events import Events, Tracked
+from wsgate.shard.backend_events import Events, Identified, Tracked
 from wsgate.shard.options import ANONYMOUS, ANONYMOUS_MEMBER, ShardOptions
 
 __all__ = ["Members", "now_ms", "wall_ms"]
@@ -54,12 +54,18 @@ class Members:
         self._leeway_s = options.tokens.leeway_s
 
     def identify(self, conn: int, identity: Identity) -> None:
-        """Enter a connection in the index by user before it is admitted, so that control commands find it."""
-        member = identity.member()
+        """Enter a connection in the index by user before it is admitted, so that control commands find it.
+
+        A connection that was admitted as anonymous keeps the time of that admission, because its end is still
+        to be recorded for backends.
+        """
+        member, before = identity.member(), self._reactor.meta(conn)
+        if isinstance(before, Tracked):
+            member = Identified(member.user_utf8, member.permissions, before.since_ms)
         self._set(conn, member)
         self._reactor.set_user(conn, member.user_utf8, issued_s=identity.issued_at_s)
 
-    def keep(self, conn: int, identity: Identity, before: Member | None) -> Member:
+    def keep(self, conn: int, identity: Identity, before: Member | None) -> Member | None:
         """Store the user and permissions of a connection, and enter it in the index by user.
 
         Args:
@@ -68,7 +74,8 @@ class Members:
             before: What was stored for the connection; None: it was not admitted before.
 
         Returns:
-            What is stored from now on; with the time of its admission where events are on.
+            What is stored from now on; with the time of its admission where events are on. None: the
+            connection is gone, and its end is still to be reported.
         """
         member = ANONYMOUS_MEMBER
         if self._events.is_on:
@@ -76,21 +83,28 @@ class Members:
             member = self._events.member(identity, since_ms)
         elif identity is not ANONYMOUS:
             member = identity.member()
-        self._set(conn, member)
+        if not self._set(conn, member):
+            return None
         if member.user_utf8:
             self._reactor.set_user(conn, member.user_utf8, issued_s=identity.issued_at_s)
         return member
 
-    def _set(self, conn: int, member: Member) -> None:
-        """Attach a member to a connection; its permission set is accounted as long as it is attached."""
+    def _set(self, conn: int, member: Member) -> bool:
+        """Attach a member to a connection; its permission set is accounted as long as it is attached.
+
+        Returns:
+            Whether the member is attached; False: the connection is gone.
+        """
         before: Member | None = self._reactor.meta(conn)
         shared = self._permissions.hold(member.permissions)
         if shared is not member.permissions:
             member = replace(member, permissions=shared)
         if not self._reactor.set_meta(conn, member):
-            self._permissions.release(shared)  # the connection is gone
-        elif before is not None:
+            self._permissions.release(shared)
+            return False
+        if before is not None:
             self.release(before)
+        return True
 
     def release(self, member: Member) -> None:
         """Release the permission set of a member whose connection is closed or has another member now."""

@@ -102,12 +102,17 @@ class Shard:
     """The parts of a shard that decide about its replies."""
 
     def __init__(
-        self, *, allow_anonymous: bool = False, publish_rate_per_s: int = 0, publish_burst: int = 0
+        self,
+        *,
+        allow_anonymous: bool = False,
+        publish_rate_per_s: int = 0,
+        publish_burst: int = 0,
+        settings: Settings = SETTINGS,
     ) -> None:
         options = ShardOptions(
             node="n",
             number=0,
-            reactor=SETTINGS,
+            reactor=settings,
             gate=GateLimits(),
             bus=parse_address("unix:///nowhere"),
             origins=OriginPolicy(()),
@@ -116,7 +121,7 @@ class Shard:
             publish_rate_per_s=publish_rate_per_s,
             publish_burst=publish_burst,
         )
-        self.rig = Rig(SETTINGS, now_ms=now_ms())
+        self.rig = Rig(settings, now_ms=now_ms())
         self.bus = Bus()
         self.counts: Counter[str] = Counter()
         self.wakes = 0
