@@ -9,6 +9,7 @@ Source: protocols/client/v1/spec.md, "Messages".
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -111,7 +112,8 @@ class Logins:
         """Messages of connections whose login waits, with their opcodes."""
         self._buffered_bytes = 0
         self._counting: set[int] = set()  # upgraded connections that the bus counts
-        self._released: list[int] = []  # connections whose buffered messages can run
+        # Connections whose buffered messages can run, with the reason why reading is paused until they do.
+        self._released: deque[tuple[int, Pauser]] = deque()
         self._deferred: dict[int, list[Callable[[], None]]] = {}  # of connections whose 101 waits for the bus
         self._welcomes: dict[int, Welcome] = {}
         self._requests = ByteAccount()
@@ -356,26 +358,38 @@ class Logins:
         return True
 
     def _release(self, conn: int, pauser: Pauser) -> None:
-        """Read the connection again, and let the next pass run its buffered messages first."""
-        self._parts.pauses.resume(conn, pauser)
-        if conn not in self._counting:  # else its token was verified, and its user is being counted
-            self._released.append(conn)
+        """Let one of the next passes run the buffered messages, and then read the connection again.
+
+        Reading stays paused until then, so that no more than one turn of reading is ever buffered.
+        """
+        if conn in self._counting:  # its token was verified, and its user is being counted
+            self._parts.pauses.resume(conn, pauser)
+        else:
+            self._released.append((conn, pauser))
 
     @property
     def has_released(self) -> bool:
         """Whether the next pass has messages to run that a login has released."""
         return bool(self._released)
 
-    def take_released(self) -> list[tuple[int, int, bytes]]:
-        """Return the messages that logins have released, as (opcode, connection, message) in order.
+    def take_released(self, most: int) -> list[tuple[int, int, bytes]]:
+        """Return messages that logins have released, as (opcode, connection, message) in order.
 
-        Call this before the reactor is polled, and run the messages first: what is read then came later.
+        Call this before the reactor is polled, and run the messages first: what is read then came later. The
+        messages of one connection are returned together; those of further connections stay buffered and
+        accounted until the next call.
+
+        Args:
+            most: Return no further connection from so many messages on. So the result has fewer than `most`
+                messages and one turn of reading together.
         """
         taken: list[tuple[int, int, bytes]] = []
-        released, self._released = self._released, []
-        for conn in released:
-            messages = self._take_buffered(conn) or []
-            taken += [(opcode, conn, message) for message, opcode in messages]
+        while self._released and len(taken) < most:
+            conn, pauser = self._released.popleft()
+            messages = self._take_buffered(conn)
+            if messages is not None:  # else the connection has closed
+                self._parts.pauses.resume(conn, pauser)
+                taken += [(opcode, conn, message) for message, opcode in messages]
         return taken
 
     def _take_buffered(self, conn: int) -> list[tuple[bytes, int]] | None:

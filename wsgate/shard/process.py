@@ -293,10 +293,13 @@ class Shard:
         reactor = self._reactor
         self._is_due = False
         now = now_ms()
+        most, released, took_ns = self._budget.messages, 0, 0
         if self._parts.logins.has_released:
-            self._handle(self._parts.logins.take_released(), now)
-        taken = reactor.poll(now, self._budget.messages)
-        self._budget.note(len(taken), self._handle(taken, now) / 1e9)
+            messages = self._parts.logins.take_released(most)
+            released, took_ns = len(messages), self._handle(messages, now)
+        taken = reactor.poll(now, max(1, most - released))
+        took_ns += self._handle(taken, now)
+        self._budget.note(released + len(taken), took_ns / 1e9)
         # Each part does its share of the pass, whether or not another one has more to do.
         has_more = self._parts.newcomers.step() | self._parts.hub.tidy() | self._parts.control.step()
         if reactor.is_full:

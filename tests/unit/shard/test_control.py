@@ -204,7 +204,34 @@ def test_connection_is_read_again_only_after_its_last_pause_has_ended() -> None:
         done("")
     assert _is_paused(shard, peer)
     shard.users.callbacks[peer.conn](True)
+    shard.run_released()
     assert not _is_paused(shard, peer)
+    shard.rig.close()
+
+
+def test_released_messages_are_taken_up_to_a_bound_and_the_others_stay_paused_and_accounted() -> None:
+    shard = ControlledShard(is_counting=True)
+    peers = [shard.enter(f"u{number}") for number in range(10)]
+    for number in range(30):
+        for peer in peers:
+            shard.say(peer, {"op": "ping", "id": number})
+    for peer in peers:
+        shard.users.callbacks[peer.conn](True)
+    shard.logins.forget(peers[7].conn)
+    taken, before = [], shard.waiting_bytes
+    while shard.logins.has_released:
+        part = shard.logins.take_released(64)
+        assert len(part) < 64 + 30
+        taken += part
+        assert shard.waiting_bytes < before or not part
+        before = shard.waiting_bytes
+        is_left = [peer.conn in shard.logins.buffered for peer in peers]
+        assert is_left[:7] + is_left[8:] == [_is_paused(shard, peer) for peer in peers[:7] + peers[8:]]
+    assert [conn for _, conn, _ in taken] == [
+        peer.conn for peer in peers if peer is not peers[7] for _ in range(30)
+    ]
+    assert [json.loads(message)["id"] for _, _, message in taken] == [*range(30)] * 9
+    assert shard.logins.buffered == {}
     shard.rig.close()
 
 
@@ -239,10 +266,10 @@ def test_exception_in_a_buffered_message_leaves_no_buffered_message_behind() -> 
         raise RuntimeError("planted")
 
     shard.users.callbacks[peer.conn](True)
-    assert not _is_paused(shard, peer)
     shard.commands.run = fails  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="planted"):
         shard.run_released()
+    assert not _is_paused(shard, peer)
     assert not shard.logins.has_released
     assert shard.logins.buffered == {}
     shard.rig.close()

@@ -190,7 +190,7 @@ class Shard:
 
     def run_released(self) -> None:
         """Run messages that a login has released, as the pass of a shard does."""
-        for opcode, conn, message in self.logins.take_released():
+        for opcode, conn, message in self.logins.take_released(1_000):
             self.commands.run(conn, JSON, message, opcode)
 
     def _count(self, name: str, amount: int) -> None:

@@ -14,6 +14,7 @@ import pytest
 from tests.support.frames import CLOSE, FrameReader, client_frame
 from tests.unit.shard.test_faults import OPTIONS
 from wsgate.auth import NO_PERMISSIONS, Identity, TokenError
+from wsgate.dialects import DIALECTS, Dialect
 from wsgate.reactor.testing import trust_charges
 from wsgate.shard import verification
 from wsgate.shard.members import now_ms
@@ -23,6 +24,7 @@ from wsgate.shard.statistics_layout import LAYOUT
 from wsgate.shard.tokens import Tokens
 from wsgate.statistics import StatisticsBlock
 
+JSON = DIALECTS[0]
 REPORTING = replace(OPTIONS, reactor=replace(OPTIONS.reactor, report_meta=True))
 HEAD = (
     "GET /ws HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -123,6 +125,35 @@ def test_bad_tokens_of_one_address_do_not_delay_newcomers_of_another(
                 at.shard._pump()
             assert len(at.tokens.verified) == 41, "and every token is verified"
             assert at.shard._parts.newcomers._verification.waiting_bytes == 0
+
+    asyncio.run(main())
+
+
+def test_pass_runs_no_more_released_messages_than_its_budget_and_one_turn_of_reading() -> None:
+    async def main() -> None:
+        with shard_rig() as at:
+            at.shard._reactor.poll(now_ms())
+            logins, runs = at.shard._parts.logins, 0
+            for _ in range(40):
+                at.come("127.0.0.2", upgraded=True)
+            conns, _ = at.shard._reactor.connections(0, 100)
+            for conn in conns:
+                logins.await_token(conn, JSON, "good", lambda: True)
+                for _ in range(60):
+                    assert logins.buffer(conn, b'{"op":"ping"}', 1)
+
+            def run(conn: int, dialect: Dialect, message: bytes, opcode: int) -> None:
+                nonlocal runs
+                runs += 1
+
+            at.shard._parts.commands.run = run  # type: ignore[method-assign]
+            total = 0
+            while total < 40 * 60:
+                most, runs = at.shard._budget.messages, 0
+                at.shard._pump()
+                assert runs < most + 60
+                total += runs
+            assert logins.waiting_bytes == 0
 
     asyncio.run(main())
 
