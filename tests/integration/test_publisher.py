@@ -17,7 +17,7 @@ from tests.support.fake_bus import FakeBus, Talk, bulk, fake_bus, message, until
 from tests.support.fault_proxy import fault_proxy
 from tests.support.resp import hostile_reply
 from tests.support.valkey import Valkey, running_valkey
-from wsgate.bus import BusAddress, Publisher, pack, parse_address, publisher
+from wsgate.bus import BusAddress, Names, Publisher, RevocationKeeper, pack, parse_address, publisher
 from wsgate.bus.publisher import WAITING_LIMIT, WAITING_LIMIT_BYTES
 from wsgate.bus.push import REPLY_LIMIT_BYTES
 
@@ -447,16 +447,49 @@ def test_bytes_waiting_for_a_bus_that_does_not_read_are_bounded(monkeypatch: pyt
     run(main())
 
 
+def test_revocations_are_read_again_within_two_seconds_after_a_passing_error() -> None:
+    read_at_s: list[float] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+
+        def answer(talk: Talk, parts: list[bytes]) -> bytes | None:
+            if parts[0] != b"EVALSHA":
+                return None
+            read_at_s.append(loop.time())
+            return b"-CLUSTERDOWN The cluster is down\r\n" if len(read_at_s) == 1 else bulk(b"")
+
+        async with fake_bus(answer) as bus, running_publisher(bus.address) as recorder:
+            keeper = RevocationKeeper(
+                recorder.publisher, Names("w"), {}, lambda user, before_s: None, lambda name, amount: None
+            )
+            keeper.on_up()
+
+            def has_read() -> bool:
+                keeper.tick(loop.time())
+                return keeper.has_read
+
+            await until("read", has_read, 5)
+            assert read_at_s[1] - read_at_s[0] < 2
+
+    run(main())
+
+
 @pytest.mark.parametrize(
-    "said",
+    ("said", "outcome"),
     [
-        b"-LOADING server is loading the dataset in memory\r\n",
-        b"-NOAUTH Authentication required.\r\n",
-        b"-READONLY You can't write against a read only replica.\r\n",
-        b"-OOM command not allowed when used memory > 'maxmemory'.\r\n",
+        (b"-LOADING server is loading the dataset in memory\r\n", "down"),
+        (b"-NOAUTH Authentication required.\r\n", "down"),
+        (b"-READONLY You can't write against a read only replica.\r\n", "down"),
+        (b"-OOM command not allowed when used memory > 'maxmemory'.\r\n", "down"),
+        (b"-CLUSTERDOWN The cluster is down\r\n", "down"),
+        (b"-BUSY Valkey is busy running a script.\r\n", "down"),
+        (b"-ASK 1 127.0.0.1:7000\r\n", "down"),
+        (b"-NOPERM this user has no permissions to access one of the channels\r\n", "refused"),
+        (b"-ERR unknown command\r\n", "refused"),
     ],
 )
-def test_error_reply_refuses_only_its_own_publish_and_reports_the_cause_r10(said: bytes) -> None:
+def test_error_reply_fails_only_its_own_publish_and_reports_the_cause_r10(said: bytes, outcome: str) -> None:
     async def main() -> None:
         def answer(talk: Talk, parts: list[bytes]) -> bytes | None:
             return said if parts[0] == b"PUBLISH" and parts[2] == b"2" else None
@@ -465,7 +498,7 @@ def test_error_reply_refuses_only_its_own_publish_and_reports_the_cause_r10(said
             for _ in range(3):
                 recorder.publish()
             await until("answered", lambda: recorder.is_done)
-            assert recorder.outcomes == [(1, ""), (2, "refused"), (3, "")]
+            assert recorder.outcomes == [(1, ""), (2, outcome), (3, "")]
             [why] = recorder.why
             assert why.startswith("the bus refuses: " + said[1:7].decode().strip())
             assert bus.accepted == 1

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from wsgate.bus import push
-from wsgate.bus.connection import Connection, Reply, open_connection, pack, safe_text
+from wsgate.bus.connection import Connection, Reply, is_passing, open_connection, pack, safe_text
 from wsgate.bus.script import TRIM_EVENTS
 from wsgate.bus_address import BusAddress
 from wsgate.errors import BackendError
@@ -47,10 +47,6 @@ ENTRY_BYTES: Final = 400
 """Memory of an event in addition to its bytes."""
 ASIDE_SHARE: Final = 4
 """A stream whose events are refused may use one part in so many of the room, so that others keep theirs."""
-SERVER_REFUSALS: Final = frozenset(
-    b"ASK BUSY CLUSTERDOWN LOADING MASTERDOWN MISCONF MOVED NOAUTH NOREPLICAS OOM READONLY TRYAGAIN".split()
-)
-"""Error codes that do not concern the stream: this server, or another one, accepts the same event later."""
 
 AppendOutcome = str
 """The outcome of an event: `""`: the stream has it; `down`, `refused`: it has not; `unknown`: it may."""
@@ -474,7 +470,7 @@ class Appender:
 
     def _is_refusal_of_stream(self, entry: _Entry, text: bytes) -> bool:
         """Whether an error concerns the stream of an event, and not the whole server."""
-        return bool(entry.stream) and text.partition(b" ")[0] not in SERVER_REFUSALS
+        return bool(entry.stream) and not is_passing(text)
 
     def _settle(self, entry: _Entry) -> None:
         """Confirm, set aside or report an event whose commands have all been answered."""

@@ -30,8 +30,12 @@ from wsgate.bus.topology import find_primary
 from wsgate.bus_address import BusAddress
 from wsgate.errors import BackendError
 
-__all__ = ["Connection", "Owner", "Reply", "open_connection", "pack"]
+__all__ = ["Connection", "Owner", "Reply", "is_passing", "open_connection", "pack"]
 
+SERVER_REFUSALS: Final = frozenset(
+    b"ASK BUSY CLUSTERDOWN LOADING MASTERDOWN MISCONF MOVED NOAUTH NOREPLICAS OOM READONLY TRYAGAIN".split()
+)
+"""Error codes that do not concern the key of a command: this server, or another one, accepts it later."""
 PASS_REPLIES: Final = 256
 PASS_S: Final = 0.002
 STEP_REPLIES: Final = 16
@@ -333,6 +337,11 @@ def pack(*command: str | bytes) -> bytes:
 
 
 _QUOTE: Final = re.compile(r"['\"`]|, with args")
+
+
+def is_passing(text: bytes) -> bool:
+    """Return whether an error reply is about the state of the server, and not about the command."""
+    return text.partition(b" ")[0] in SERVER_REFUSALS
 
 
 def safe_text(text: bytes) -> str:

@@ -32,7 +32,7 @@ from collections.abc import Callable
 from typing import Final, cast
 
 from wsgate.bus import push
-from wsgate.bus.connection import Connection, Reply, open_connection, pack, safe_text
+from wsgate.bus.connection import Connection, Reply, is_passing, open_connection, pack, safe_text
 from wsgate.bus_address import BusAddress
 from wsgate.errors import BackendError
 from wsgate.turns import Room, Sender, Turns
@@ -71,8 +71,9 @@ _SPUBLISH: Final = _PUBLISH.replace(b"$7\r\nPUBLISH", b"$8\r\nSPUBLISH")
 PublishOutcome = str
 """The outcome of a command: `""` when the bus has executed it, else the reason of the failure.
 
-Not executed: `down` (the bus cannot be reached), `full` (the queue has no room left), `crowded` (this client
-has too much in the queue), `refused` (the bus replied with an error), and on a cluster `moved` (another
+Not executed: `down` (the bus cannot be reached, or its server is in a state that passes), `full` (the queue
+has no room left), `crowded` (this client has too much in the queue), `refused` (the bus replied with another
+error), and on a cluster `moved` (another
 server has the slot). Perhaps executed: `unknown` (sent, but no reply). Executed without effect: `unheard` (a
 publication with `must_reach` had no receiver).
 """
@@ -377,8 +378,9 @@ class Publisher:
             if is_error:
                 # The ACL forbids the command, or the server is in a wrong state: nothing was published.
                 self._on_failed("the bus refuses: " + safe_text(text))
-            outcome = "refused" if is_error else "unheard" if said.must_reach and text == b"0" else ""
-            self._answer(outcome, text)
+                self._answer("down" if is_passing(text) else "refused", text)
+                continue
+            self._answer("unheard" if said.must_reach and text == b"0" else "", text)
         self.on_writable()
         return len(replies)
 
