@@ -433,6 +433,30 @@ def test_stream_that_refuses_delays_no_other_stream_and_its_events_arrive_later_
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(
+    "said", [b"-NOPERM no permissions to access a channel\r\n", b"-READONLY a replica\r\n"]
+)
+def test_event_whose_publish_is_refused_is_appended_once_and_its_stream_goes_on(said: bytes) -> None:
+    def answer(talk: Talk, parts: list[bytes]) -> bytes | None:
+        return said if parts[0] == b"PUBLISH" else good(talk, parts)
+
+    async def main() -> None:
+        async with fake_bus(answer) as bus, running_appender(bus) as recorder:
+            told: list[str] = []
+            for number in range(20):
+                both = event(number) + pack(b"PUBLISH", b"s", b"%d" % number)
+                assert recorder.appender.append(both, commands=2, done=told.append, stream=b"s")
+            await until("all are answered", lambda: len(told) == 20)
+            await asyncio.sleep(2 * FAST.command_timeout_s)
+            assert set(told) == {""}
+            assert appended(bus) == list(range(20))
+            assert not recorder.appender.refuses(b"s")
+            assert (recorder.appender.held, bus.accepted) == (0, 1)
+            assert any("an event is not published" in why for why in recorder.why)
+
+    asyncio.run(main())
+
+
 def test_messages_waiting_for_a_stream_that_refuses_fail_as_refused() -> None:
     async def main() -> None:
         streams = Streams(b"bad")
