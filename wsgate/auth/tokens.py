@@ -156,13 +156,13 @@ class Identity(msgspec.Struct, frozen=True, gc=False):
         permissions: The permissions; equal sets share one object.
         expires_at_s: `exp` in whole seconds since 1970, rounded down, without leeway; 0: never. Because of
             the leeway it may already lie in the past.
-        issued_at_s: `iat` in whole seconds since 1970, rounded down; 0: the token has no `iat`.
+        issued_at_s: `iat` in seconds since 1970, with its fraction; 0: the token has no `iat`.
     """
 
     user: str
     permissions: Permissions
     expires_at_s: int
-    issued_at_s: int = 0
+    issued_at_s: float = 0
 
     def member(self) -> Member:
         """Make the `Member` that the connection keeps: user and permissions, without the times."""
@@ -271,7 +271,7 @@ class Verifier:
         self._check_parties(claims)
         expires_at_s = self._check_times(claims, now_s, needs_exp=self._policy.require_exp)
         _check_revoked(user, claims.iat, revoked)
-        issued_at_s = 0 if claims.iat is None else max(0, int(claims.iat))
+        issued_at_s = 0 if claims.iat is None else max(0, claims.iat)
         return Identity(user, permissions, expires_at_s, issued_at_s)
 
     def verify_channel(

@@ -26,7 +26,6 @@ CONTROL_LIMIT_BYTES: Final = 4 * 1024
 PER_PASS: Final = 256
 """Connections that one pass applies commands to, at most."""
 WITHIN_MOST_S: Final = 3_600
-ISSUED_MOST_S: Final = 2**32
 REFRESH_S: Final = 30
 """Time for a fresh token, where the command does not name one."""
 USER_LIMIT_BYTES: Final = 128
@@ -217,13 +216,11 @@ class Control:
             return [conn] if is_meant else []
         if command.user is None or isinstance(command, _Unrevoke):
             return []
-        issued_before_s = 0
-        if isinstance(command, _Revoke):
-            # Connections with a token that is still accepted stay. At least 1, because with 0 the reactor
-            # would return every connection; with 1 it returns those whose token has no time of issue.
-            issued_before_s = max(1, min(int(command.before), ISSUED_MOST_S))
         user = command.user.encode()
-        conns = self._reactor.user_connections(user, issued_before_s=issued_before_s)
+        if isinstance(command, _Revoke):  # connections with a token that is still accepted stay
+            conns = self._members.issued_before(user, command.before)
+        else:
+            conns = self._reactor.user_connections(user)
         return [conn for conn in conns if self._is_of(conn, user)]
 
     def _is_of(self, conn: int, user: bytes) -> bool:

@@ -18,6 +18,9 @@ from wsgate.shard.options import ANONYMOUS, ANONYMOUS_MEMBER, ShardOptions
 
 __all__ = ["Members", "now_ms", "wall_ms"]
 
+FRACTION_BYTES: Final = 160
+"""Memory of a time of issue with its table entry; 85 to 150 bytes were measured."""
+_ISSUED_MOST_S: Final = 2**32
 _EXPIRED_CODE: Final = REASONS[Reason.TOKEN_EXPIRED].close_code
 
 
@@ -47,6 +50,7 @@ class Members:
         self._reactor = reactor
         self._permissions = permissions
         self._events = events
+        self._fractional: dict[int, float] = {}  # `iat` of the connections whose token has a fraction in it
         self.renew(options)
 
     def renew(self, options: ShardOptions) -> None:
@@ -62,8 +66,8 @@ class Members:
         member, before = identity.member(), self._reactor.meta(conn)
         if isinstance(before, Tracked):
             member = Identified(member.user_utf8, member.permissions, before.since_ms)
-        self._set(conn, member)
-        self._reactor.set_user(conn, member.user_utf8, issued_s=identity.issued_at_s)
+        if self._set(conn, member):
+            self._enter(conn, member, identity.issued_at_s)
 
     def keep(self, conn: int, identity: Identity, before: Member | None) -> Member | None:
         """Store the user and permissions of a connection, and enter it in the index by user.
@@ -86,8 +90,47 @@ class Members:
         if not self._set(conn, member):
             return None
         if member.user_utf8:
-            self._reactor.set_user(conn, member.user_utf8, issued_s=identity.issued_at_s)
+            self._enter(conn, member, identity.issued_at_s)
         return member
+
+    def _enter(self, conn: int, member: Member, issued_at_s: float) -> None:
+        """Enter a connection in the index by user, with the time when its token was issued.
+
+        The index has whole seconds, which is what most issuers write.
+        """
+        self._reactor.set_user(conn, member.user_utf8, issued_s=int(issued_at_s))
+        if issued_at_s % 1:
+            self._fractional[conn] = issued_at_s
+        elif self._fractional:
+            self._fractional.pop(conn, None)
+
+    def issued_before(self, user: bytes, before_s: float) -> list[int]:
+        """Return the connections that a revocation is about, as `RevokedUsers.is_revoked` decides for tokens.
+
+        Args:
+            user: The user. The index compares hashes, so connections of other users may be returned too.
+            before_s: The time before which the tokens were issued, in seconds since 1970.
+        """
+        # At least 1, because with 0 the reactor would return every connection; with 1 it returns those whose
+        # token has no time of issue.
+        whole_s = max(1, int(min(before_s, _ISSUED_MOST_S)))
+        conns = self._reactor.user_connections(user, issued_before_s=whole_s)
+        if self._fractional and before_s > whole_s:
+            found = set(conns)
+            for conn in self._reactor.user_connections(user, issued_before_s=whole_s + 1):
+                if conn not in found and self._fractional.get(conn, before_s) < before_s:
+                    conns.append(conn)
+        return conns
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Memory of the times of issue that have a fraction, in bytes."""
+        return len(self._fractional) * FRACTION_BYTES
+
+    def forget(self, conn: int) -> None:
+        """Drop the time of issue of a connection that is closed."""
+        if self._fractional:
+            self._fractional.pop(conn, None)
 
     def _set(self, conn: int, member: Member) -> bool:
         """Attach a member to a connection; its permission set is accounted as long as it is attached.

@@ -14,6 +14,7 @@ from wsgate.shard.capacity import CapacityReporter
 from wsgate.shard.commands import Commands
 from wsgate.shard.hub import Hub
 from wsgate.shard.login import Logins
+from wsgate.shard.members import Members
 from wsgate.shard.newcomers import Newcomers
 from wsgate.shard.subscriptions import Subscriptions
 from wsgate.shard.tokens import Tokens
@@ -38,6 +39,7 @@ class ReportedParts:
     subscriptions: Subscriptions
     commands: Commands
     newcomers: Newcomers
+    members: Members
     users: Users
     hub: Hub
     backlog: Backlog
@@ -56,6 +58,7 @@ class ReportedParts:
             + self.subscriptions.waiting_bytes
             + self.commands.waiting_bytes
             + self.newcomers.waiting_bytes
+            + self.members.waiting_bytes
             + self.publisher.waiting_bytes
             + self.subscriber.held_bytes
             + self.hub.waiting_bytes

@@ -252,6 +252,7 @@ class Parts:
             subscriptions=self.subscriptions,
             commands=self.commands,
             newcomers=self.newcomers,
+            members=self.members,
             users=self.users,
             hub=self.hub,
             backlog=self.backlog,
@@ -293,6 +294,7 @@ class Parts:
         self.replies.forget(conn)
         self.commands.forget(conn)
         self.newcomers.forget(conn)
+        self.members.forget(conn)
 
     def _encode_slow(self, variant: int, name: bytes, first: int, last: int) -> bytes:
         return self.gaps.encode_slow(variant, name, first, last)

@@ -167,6 +167,13 @@ def test_largest_and_empty_identities_that_fit_a_record_are_cached() -> None:
     assert cache.get("empty", NOW) == identity("")
 
 
+@pytest.mark.parametrize("issued_at_s", [0, 100, 100.2, 1_900_000_000.999_999])
+def test_time_of_issue_is_cached_with_its_fraction(issued_at_s: float) -> None:
+    cache, issued = TokenCache(10), Identity("ann", NO_PERMISSIONS, 0, issued_at_s)
+    cache.put("token", issued, NOW)
+    assert cache.get("token", NOW) == issued
+
+
 @given(st.one_of(st.text(), st.binary()))
 @example("\ud800")
 def test_any_text_or_bytes_can_be_cached_and_found(token: str | bytes) -> None:
@@ -281,8 +288,8 @@ def recomputed(cache: TokenCache) -> tuple[int, int]:
             assert cache._place(bucket[at : at + 16]) == place
             holders[number] += 1
             entries += 1
-            held += 33 + length
-            at += 33 + length
+            held += 16 + _FIELDS.size + length
+            at += 16 + _FIELDS.size + length
         assert at == len(bucket)
     numbers = cache._numbers
     assert dict(holders) == {number: numbers._holders[number] for number in numbers._numbers.values()}

@@ -1,6 +1,7 @@
 """Check that control commands of a backend reach every connection of the user, in every state."""
 
 import json
+import random
 import time
 from collections.abc import Callable
 from typing import Any, cast
@@ -10,6 +11,7 @@ import pytest
 from tests.support.reactor_rig import Peer
 from tests.unit.shard.test_sessions import ME, Shard
 from wsgate.auth import Identity, Permissions
+from wsgate.auth.revoked import RevokedUsers
 from wsgate.dialects import DIALECTS, Dialect
 from wsgate.reactor import Settings
 from wsgate.shard.control import Control
@@ -287,11 +289,18 @@ def test_exception_in_a_buffered_message_leaves_no_buffered_message_behind() -> 
         (2_000, 1_001, False),
         (0, 1, True),
         (0, 0, True),
+        (100.2, 100.5, True),
+        (100.5, 100.5, False),
+        (100.7, 100.5, False),
+        (100, 100.5, False),
+        (99.9, 100, True),
+        (100.2, 100, False),
+        (0.2, 0.1, True),  # before the second second of Unix time the time of issue counts as missing
     ],
 )
 @pytest.mark.parametrize("is_read", [False, True])
 def test_revocation_closes_only_connections_with_a_token_issued_before(
-    issued_at_s: int, before: float, is_ended: bool, is_read: bool
+    issued_at_s: float, before: float, is_ended: bool, is_read: bool
 ) -> None:
     """A token of the same second or of a later one is still accepted, so its connection stays open."""
     shard = ControlledShard()
@@ -307,6 +316,25 @@ def test_revocation_closes_only_connections_with_a_token_issued_before(
     else:
         shard.run({"op": "revoke", "user": "ann", "before": before, "within_s": None})
     assert shard.ops(peer) == (["bye", "4001"] if is_ended else [])
+    shard.members.forget(peer.conn)
+    assert shard.members.waiting_bytes == 0
+    shard.rig.close()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_revocation_closes_the_connections_whose_tokens_it_refuses(seed: int) -> None:
+    dice = random.Random(seed)
+    shard = ControlledShard()
+    issued: dict[int, float] = {}
+    for _ in range(60):
+        peer = shard.rig.connect()
+        issued[peer.conn] = dice.choice((100, 101, 102)) + dice.choice((0, 0, 0.25, 0.5, 0.75))
+        shard.members.keep(peer.conn, Identity("ann", Permissions((), (), ()), 0, issued[peer.conn]), None)
+    for before_s in (100, 100.5, 101, 101.1, 101.25, 101.999, 102, 102.5, 1e18):
+        revoked = RevokedUsers(1)
+        revoked.revoke("ann", before_s)
+        ended = sorted(conn for conn, iat in issued.items() if revoked.is_revoked("ann", iat))
+        assert sorted(shard.members.issued_before(b"ann", before_s)) == ended
     shard.rig.close()
 
 
