@@ -378,7 +378,7 @@ class Shard:
         self._ticks += steps
         self._is_resting = not (numbers_now["now_connections"] or self._is_draining)
         if self._ticks % NUMBERS_TICKS == 0:
-            self._parts.tokens.tick(time.time())
+            self._parts.tokens.tick(time.time(), now_s)
             self._write_statistics(numbers_now)
         self._beat(numbers_now)
 

@@ -64,6 +64,8 @@ class Tokens:
         self._fetches = 0
         self._unknown: dict[str, tuple[int, int]] = {}  # by kid: fetches at its last request, and requests
         self._revoked = RevokedUsers(REVOKED_LIMIT)
+        # At the last tick: the time up to which revocations were forgotten, and the monotonic clock.
+        self._passed: tuple[float, float] | None = None
         self.permissions = PermissionTable()
         self._cache: TokenCache | None = None
         self._cache_bytes = cache_bytes
@@ -151,16 +153,21 @@ class Tokens:
         """
         return self._policy.revocation_ends_at_s(before_s)
 
-    def tick(self, now_s: float) -> None:
+    def tick(self, now_s: float, clock_s: float) -> None:
         """Drop expired tokens from a part of the cache, and revocations that have no effect any more.
 
         Call this once a second.
 
         Args:
             now_s: Seconds since 1970.
+            clock_s: A monotonic clock, in seconds.
         """
+        # A wall clock that jumps ahead for a moment must not remove revocations, because nothing brings them
+        # back soon. After a step that is right, revocations are kept longer by the step.
+        passed_s = now_s if self._passed is None else self._passed[0] + clock_s - self._passed[1]
+        self._passed = min(now_s, passed_s), clock_s
         if len(self._revoked) and (life_s := self._policy.revocation_ends_at_s(0.0)) is not None:
-            self._revoked.forget_before(now_s - life_s)
+            self._revoked.forget_before(self._passed[0] - life_s)
         if self._cache is not None:
             self._cache.sweep(now_s, 1 + self._cache.buckets // SWEEP_TICKS)
 

@@ -21,9 +21,9 @@ def token(*, ttl_s: int = 600, user: str = "42", iat_s: float = NOW_S) -> str:
 class TokensRig:
     """The tokens of a shard and their counters."""
 
-    def __init__(self, *, leeway_s: int = 0) -> None:
+    def __init__(self, *, leeway_s: int = 0, max_life_s: int = 0) -> None:
         self.counts: Counter[str] = Counter()
-        policy = TokenPolicy(leeway_s=leeway_s)
+        policy = TokenPolicy(leeway_s=leeway_s, token_max_life_s=max_life_s)
         self.tokens = Tokens((make_key(None, "HS256", secret=SECRET),), policy, 1_000, self._count)
 
     def _count(self, name: str, amount: int) -> None:
@@ -81,6 +81,32 @@ def test_token_is_verified_once_after_a_clock_step_back_and_then_cached_again() 
     assert rig.outcome(shown, NOW_S - 50 + 301) == "verified"
 
 
+@pytest.mark.parametrize("ahead_s", [3_600, 86_400, 1e9])
+def test_revocation_outlives_a_wall_clock_that_is_ahead_for_a_moment(ahead_s: float) -> None:
+    rig, shown = TokensRig(max_life_s=600), token(iat_s=NOW_S - 10)
+    rig.tokens.revoke("42", NOW_S)
+    for tick in range(600):
+        is_ahead = 100 <= tick < 130
+        rig.tokens.tick(NOW_S + tick + is_ahead * ahead_s, 50.0 + tick)
+        assert rig.tokens.revoked == 1
+    assert rig.outcome(shown, NOW_S + 100) == "revoked"
+    rig.tokens.tick(NOW_S + 601, 651.0)
+    assert rig.tokens.revoked == 0
+
+
+def test_revocation_is_forgotten_later_after_steps_of_the_wall_clock_but_is_forgotten() -> None:
+    rig = TokensRig(max_life_s=600)
+    rig.tokens.tick(NOW_S, 50.0)
+    rig.tokens.revoke("42", NOW_S)
+    rig.tokens.tick(NOW_S - 300, 51.0)  # a step back for a moment: what has passed counts from here
+    rig.tokens.tick(NOW_S + 599, 650.0)
+    assert rig.tokens.revoked == 1
+    rig.tokens.tick(NOW_S + 899, 950.0)
+    assert rig.tokens.revoked == 1
+    rig.tokens.tick(NOW_S + 902, 953.0)
+    assert rig.tokens.revoked == 0
+
+
 def test_ticks_free_outdated_cache_entries_without_any_new_token() -> None:
     rig = TokensRig()
     empty = rig.tokens.cached_bytes
@@ -88,9 +114,9 @@ def test_ticks_free_outdated_cache_entries_without_any_new_token() -> None:
         rig.outcome(token(user=str(number)), NOW_S)
     assert rig.tokens.cached == 500
     for tick in range(SWEEP_TICKS):
-        rig.tokens.tick(NOW_S + 200 + tick)
+        rig.tokens.tick(NOW_S + 200 + tick, 200.0 + tick)
     assert rig.tokens.cached == 500
     for tick in range(2 * SWEEP_TICKS):
-        rig.tokens.tick(NOW_S + 300 + tick)
+        rig.tokens.tick(NOW_S + 300 + tick, 300.0 + tick)
     assert rig.tokens.cached == 0
     assert rig.tokens.cached_bytes == empty
