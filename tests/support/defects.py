@@ -168,8 +168,8 @@ DEFECTS: Final = {
     "passing": Defect(
         "a temporary refusal that the client treats as final",
         "wsgate/client/close_info.py",
-        "_PASSING: Final = frozenset({408, 425, 429})",
-        "_PASSING: Final = frozenset({408, 425})",
+        "_PASSING_REJECTIONS: Final = frozenset({408, 425, 429})",
+        "_PASSING_REJECTIONS: Final = frozenset({408, 425})",
     ),
     "final": Defect(
         "a shard that drains, and closes with a code that forbids to reconnect",
