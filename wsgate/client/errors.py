@@ -78,10 +78,11 @@ class ClosedError(BackendError):
 class NotConnected(BackendError):
     """The client was never started, or `disconnect` was called, so that waiting would never succeed."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            "the client is not started: call connect() or start(), or use `async with`", temporary=True
-        )
+    def __init__(
+        self, detail: str = "the client is not started: call connect() or start(), or use `async with`"
+    ) -> None:
+        """Create the error of a client without a connection, with the way to start it."""
+        super().__init__(detail, temporary=True)
 
 
 class TokenError(BackendError):

@@ -7,7 +7,7 @@ client's thread.
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -15,12 +15,13 @@ from typing import Any, Self, TypeVar
 from wsgate.client.callbacks import ErrorCallback
 from wsgate.client.client import Client
 from wsgate.client.connector import BY_APPLICATION
-from wsgate.client.errors import ClosedError
+from wsgate.client.errors import ClosedError, NotConnected
 from wsgate.client.feed import Gap
 from wsgate.client.options import ClientOptions
 from wsgate.client.protocol import Publication
 from wsgate.client.subscription import Subscription
 from wsgate.client.tokens import TokenSource
+from wsgate.errors import InternalError
 
 __all__ = ["SyncClient", "SyncSubscription"]
 
@@ -51,8 +52,9 @@ class SyncClient:
         """
         self._client = Client(url, token=token, options=options, on_error=on_error)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = threading.Thread(target=self._work, name="wsgate-client", daemon=True)
-        self._is_up = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()  # held to start the thread, so that only one is started
+        self._is_closed = False
         self._closing = asyncio.Event()
 
     def connect(self, timeout_s: float | None = None) -> None:
@@ -67,10 +69,12 @@ class SyncClient:
         Raises:
             TimeoutError: The client was not connected in time.
             ClosedError: The client has ended.
+            InternalError: The operating system refused the thread or its event loop. Another call tries it
+                again.
         """
-        if not self._is_up.is_set():
-            self._thread.start()
-            self._is_up.wait()
+        with self._lock:
+            if not self._is_closed and not (self._thread and self._thread.is_alive()):
+                self._start()
         self.call(_within(self._client.connect, timeout_s))
 
     def disconnect(self) -> None:
@@ -118,12 +122,17 @@ class SyncClient:
 
         May be called twice. Does nothing when called in the client's own thread.
         """
-        loop = self._loop
-        if loop is None or threading.current_thread() is self._thread:
+        if threading.current_thread() is self._thread:
             return
-        with suppress(RuntimeError):  # the loop has ended in the meantime
-            loop.call_soon_threadsafe(self._closing.set)
-        self._thread.join()
+        with self._lock:  # wait for a thread that starts now
+            self._is_closed = True
+            thread, loop = self._thread, self._loop
+        if thread is None:
+            return
+        if loop is not None:
+            with suppress(RuntimeError):  # the loop has ended in the meantime
+                loop.call_soon_threadsafe(self._closing.set)
+        thread.join()
 
     def __enter__(self) -> Self:
         try:
@@ -155,13 +164,16 @@ class SyncClient:
         An interrupt of the waiting thread cancels the coroutine.
 
         Raises:
-            ClosedError: There is no loop, because the client is not connected yet or is closed.
+            NotConnected: There is no loop, because `connect` was never called.
+            ClosedError: There is no loop any more, because the client is closed.
             Exception: The exception of the coroutine.
         """
         loop = self._loop
         if loop is None:
             work.close()
-            raise ClosedError(BY_APPLICATION)
+            if self._is_closed:
+                raise ClosedError(BY_APPLICATION)
+            raise NotConnected("the client is not started: call connect(), or use `with`")
         try:
             future = asyncio.run_coroutine_threadsafe(work, loop)
         except RuntimeError:  # the loop has ended in the meantime
@@ -175,14 +187,32 @@ class SyncClient:
             future.cancel()  # interrupted while waiting; has no effect on a future that is done
             raise
 
-    def _work(self) -> None:
-        asyncio.run(self._live())
+    def _start(self) -> None:
+        """Start the client's thread, and wait until its event loop runs."""
+        is_up: Future[None] = Future()
+        thread = threading.Thread(target=self._work, args=(is_up,), name="wsgate-client", daemon=True)
+        try:
+            thread.start()
+            self._thread = thread
+            is_up.result()
+        except (OSError, RuntimeError) as error:  # RuntimeError: no thread could be started
+            raise InternalError(f"the thread of the client cannot start: {error}") from error
 
-    async def _live(self) -> None:
+    def _work(self, is_up: "Future[None]") -> None:
+        try:
+            with asyncio.Runner() as runner:  # the operating system may refuse the loop
+                runner.run(self._live(is_up))
+        except BaseException as error:
+            if is_up.done():
+                raise
+            is_up.set_exception(error)
+
+    async def _live(self, is_up: "Future[None]") -> None:
         self._loop = asyncio.get_running_loop()
         async with self._client:
-            self._is_up.set()
-            await self._closing.wait()
+            is_up.set_result(None)
+            if not self._is_closed:  # `close` came before there was a loop
+                await self._closing.wait()
         self._loop = None
 
 
