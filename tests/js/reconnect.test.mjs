@@ -715,3 +715,23 @@ test('an address is taken as pages write it, and nonsense is refused at once', a
   assert.throws(() => new Client('ws://a.example', { WebSocket: 7 }), TypeError);
   assert.ok(new WsgateError('x') instanceof Error);
 });
+
+test('an option that is out of its range is refused with its name, and the bounds are accepted', () => {
+  const noNumbers = [NaN, '5', {}, true];
+  const cases = {
+    firstMs: [[-1, Infinity], [0, 0.5, 1e6]],
+    mostMs: [[-1, Infinity], [0, 0.5, 1e6]],
+    connectTimeoutMs: [[0, -1, -Infinity], [0.5, 1e9, Infinity]],
+    commandTimeoutMs: [[0, -1, -Infinity], [0.5, 1e9, Infinity]],
+    queueLimit: [[0, -1, 1.5, -Infinity], [1, 2 ** 40, Infinity]],
+  };
+  for (const [name, [refused, accepted]] of Object.entries(cases)) {
+    const isOfBackoff = name === 'firstMs' || name === 'mostMs';
+    const options = (value) => (isOfBackoff ? { backoff: { [name]: value } } : { [name]: value });
+    for (const value of [...refused, ...noNumbers]) {
+      const expected = { name: 'TypeError', message: new RegExp(`${name} must be`) };
+      assert.throws(() => makeRig(options(value)), expected, `${name}: ${value}`);
+    }
+    for (const value of accepted) makeRig(options(value)).client.close();
+  }
+});

@@ -203,7 +203,7 @@ export class Client {
    * Creates a client that is not connected.
    *
    * @param url `wss://host/ws`; in a page it may be relative to the page. `http` counts as `ws`.
-   * @throws TypeError The URL is not valid, or there is no WebSocket class.
+   * @throws TypeError The URL is not valid, there is no WebSocket class, or an option is out of its range.
    */
   constructor(url: string | URL, options?: ClientOptions);
 

@@ -251,6 +251,23 @@ function socketUrl(url) {
 }
 
 /**
+ * Checks the options that are numbers. `setTimeout` runs a delay that is not a number at once, so that the client would
+ * connect again without a pause.
+ * @param {Record<'firstMs'|'mostMs'|'connectTimeoutMs'|'commandTimeoutMs'|'queueLimit', unknown>} options
+ */
+function checkNumbers({ firstMs, mostMs, connectTimeoutMs, commandTimeoutMs, queueLimit }) {
+  for (const [name, value] of Object.entries({ 'backoff.firstMs': firstMs, 'backoff.mostMs': mostMs })) {
+    if (!Number.isFinite(value) || Number(value) < 0) throw new TypeError(`${name} must be a finite number from 0 on`);
+  }
+  for (const [name, value] of Object.entries({ connectTimeoutMs, commandTimeoutMs })) {
+    if (typeof value !== 'number' || !(value > 0)) throw new TypeError(`${name} must be a number above 0`);
+  }
+  if (queueLimit !== Infinity && (!Number.isInteger(queueLimit) || Number(queueLimit) < 1)) {
+    throw new TypeError('queueLimit must be a whole number from 1 on');
+  }
+}
+
+/**
  * Checks that a token can be sent as a subprotocol. The error does not show the token.
  * @param {unknown} token
  * @param {boolean} isFixed whether the token is the same in every attempt, so that the error is final
@@ -574,6 +591,7 @@ export class Client extends Emitter {
       setTimeout: options.setTimeout ?? globalThis.setTimeout,
       clearTimeout: options.clearTimeout ?? globalThis.clearTimeout,
     };
+    checkNumbers(this.#settings);
     if (typeof this.#settings.WebSocket !== 'function') {
       throw new TypeError('there is no WebSocket class: pass one as the option WebSocket');
     }
