@@ -450,6 +450,42 @@ def test_repetition_of_an_event_whose_handler_failed_is_handled(valkey: Valkey) 
     with_stream(valkey, scenario)
 
 
+def test_event_claimed_by_another_consumer_while_its_handler_fails_is_no_dead_letter(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def do_not_renew(*_: Any, **__: Any) -> None:
+        raise BusError("no renewal", temporary=True)
+
+    async def scenario(here: Hall) -> None:
+        renew = Bus.renew
+        monkeypatch.setattr(Bus, "renew", do_not_renew)
+        begun, release = asyncio.Event(), asyncio.Event()
+
+        async def handle(event: Event) -> None:
+            if event.user == "after":
+                await here.handle(event)
+                return
+            begun.set()
+            await release.wait()
+            raise ValueError
+
+        await here.append()
+        async with consuming(valkey.url, handle, attempts=1, takeover_idle_s=1, takeover_every_s=3600):
+            await begun.wait()
+            ((entry, _),) = await here.redis.xrange("wsgate:events:0")
+            await here.redis.xclaim("wsgate:events:0", GROUP, "other", 0, [entry])
+            await asyncio.sleep(0.6)  # more than half of the takeover time: the renewal is overdue
+            monkeypatch.setattr(Bus, "renew", renew)
+            release.set()
+            await here.append(user="after")
+            await here.heard(lambda: here.handled)
+        (row,) = await here.redis.xpending_range("wsgate:events:0", GROUP, "-", "+", 9)
+        assert row["consumer"] == b"other"
+        assert await here.dead() == []
+
+    with_stream(valkey, scenario)
+
+
 # --- consumers that die -------------------------------------------------------------------------------
 
 

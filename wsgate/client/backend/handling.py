@@ -158,6 +158,7 @@ class Handling:
                 await self._stopping.pause(self._options.backoff.delay_s(attempt, random.random))
                 if self._stopping.is_set:
                     raise _Left
+        await self._confirm(reader, turn)  # another consumer may be about to handle the event
         return verdict
 
     async def _call(self, event: Event) -> None:
@@ -171,7 +172,7 @@ class Handling:
             raise HandlerCancelled("the handler awaited something that other code has cancelled") from error
 
     async def _confirm(self, reader: Reader, turn: Turn) -> None:
-        """Raise `_Left` or `_Gone` if this consumer must not handle the entry any more.
+        """Raise `_Left` or `_Gone` if this consumer must neither handle nor move the entry any more.
 
         As long as renewals succeed, this asks nobody. While Redis does not answer, it waits: otherwise the
         handler might run here and, at the same time, at another consumer.
@@ -242,7 +243,7 @@ class Handling:
         if now_s - self._refusal_reported_s < _REFUSAL_REPORT_EVERY_S:
             return
         self._refusal_reported_s = now_s
-        text = f"the stream {dead} refuses dead letters ({self._refusals} times); their entries stay pending"
+        text = f"{dead} refused {self._refusals} dead letters so far, and their entries stay pending"
         report = BusError(f"{text}: {error}", temporary=False)
         report.__cause__ = error
         self._report(report)
