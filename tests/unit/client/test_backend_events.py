@@ -1,6 +1,7 @@
 """Check entries of event streams as values, the window of known events, and the URLs of the bus."""
 
 import base64
+import inspect
 import json
 import math
 import re
@@ -14,13 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.cluster import RedisCluster
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from tests.support.memory_gateway import run
-from wsgate.client.backend import ConsumerOptions, Event, EventConsumer, MalformedEvent, Publisher
+from wsgate.client.backend import ConsumerOptions, Event, EventConsumer, MalformedEvent, Publisher, bus
 from wsgate.client.backend.address import open_client
 from wsgate.client.backend.event import parse_event
 from wsgate.client.backend.window import Window
@@ -286,6 +288,31 @@ def test_coroutine_functions_of_every_kind_are_accepted_as_handler() -> None:
 def test_group_without_a_name_is_refused(group: Any) -> None:
     with pytest.raises(SettingsError, match=r"^group: "):
         EventConsumer("redis://h", group, AsyncMock())
+
+
+@pytest.mark.parametrize(
+    ("client", "longest_s"),
+    [
+        (Redis.from_url("redis://h"), 5),
+        (Redis.from_url("redis://h", socket_timeout=1.5), 1.5),
+        (Redis(retry=Retry(NoBackoff(), 0), socket_timeout=3), 3),
+        (RedisCluster(host="h", retry=Retry(NoBackoff(), 0), socket_timeout=4), 4),
+    ],
+)
+def test_block_as_long_as_the_read_timeout_of_the_client_is_refused(client: Any, longest_s: float) -> None:
+    with pytest.raises(SettingsError, match=r"^block_s: .* socket_timeout"):
+        EventConsumer(client, "g", AsyncMock(), options=ConsumerOptions(block_s=longest_s))
+    EventConsumer(client, "g", AsyncMock(), options=ConsumerOptions(block_s=longest_s - 0.001))
+
+
+def test_block_has_no_limit_for_a_url_or_a_client_without_a_read_timeout() -> None:
+    for where in ("redis://h", Redis.from_url("redis://h", socket_timeout=None)):
+        EventConsumer(where, "g", AsyncMock(), options=ConsumerOptions(block_s=3600))
+
+
+def test_default_read_timeout_is_that_of_redis_py() -> None:
+    default_s = inspect.signature(AbstractConnection.__init__).parameters["socket_timeout"].default
+    assert default_s == bus._READ_TIMEOUT_S
 
 
 @pytest.mark.parametrize("timeout_s", [0, -1.0, math.nan])

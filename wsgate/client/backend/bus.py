@@ -28,6 +28,8 @@ __all__ = ["Bus", "BusError", "Entry", "NoGroup", "Reader"]
 _PERMANENT: Final = (AuthenticationError, AuthorizationError, NoPermissionError, DataError)
 _PERMANENT_TEXTS: Final = ("WRONGTYPE", "unknown command")
 """How the texts of refusals begin for which redis-py has no type, and which a retry cannot change."""
+_READ_TIMEOUT_S: Final = 5.0
+"""Redis-py's default of `socket_timeout`; a pool that was created without it does not name it."""
 _PENDING_LIMIT: Final = 1_000
 """Rows of one XPENDING. Other entries of the consumer may stand between the requested ones, so that one
 command may not be enough."""
@@ -83,6 +85,17 @@ class Bus:
                 f"the redis client must not repeat commands by itself (its retries: {retries}), because it "
                 "would publish twice if a reply is lost: create it with retry=Retry(NoBackoff(), 0) of "
                 "redis.asyncio.retry and redis.backoff, or pass the URL of the bus"
+            )
+
+    def check_block(self, block_s: float) -> None:
+        """Raise SettingsError if a client that was passed in gives up a read before `block_s` has passed."""
+        if self._opened is not None:
+            return
+        of_connections = self._client if self._is_cluster else self._client.connection_pool
+        limit_s = of_connections.connection_kwargs.get("socket_timeout", _READ_TIMEOUT_S)
+        if limit_s is not None and block_s >= limit_s:
+            raise SettingsError(
+                f"block_s: {block_s!r} must be less than the socket_timeout of the client, {limit_s!r} s"
             )
 
     async def close(self) -> None:

@@ -61,8 +61,8 @@ class EventConsumer:
 
         Raises:
             SettingsError: The URL is not valid, the client has `decode_responses` or retries, `group` is
-                empty, `handle` is not a coroutine function, or `own_partitions` names a partition that does
-                not exist.
+                empty, `handle` is not a coroutine function, `own_partitions` names a partition that does not
+                exist, or `block_s` is not less than the `socket_timeout` of the client.
         """
         given: object = group  # not every caller checks types
         if not isinstance(given, str) or not given:
@@ -71,6 +71,7 @@ class EventConsumer:
             raise SettingsError(f"handle: {handle!r} is not a coroutine function (async def)")
         self._options = options or ConsumerOptions()
         self._bus = Bus(where, timeout_s=self._options.timeout_s)
+        self._bus.check_block(self._options.block_s)
         self._callbacks = Callbacks(on_error)
         self._tasks = Tasks(self._callbacks.report)
         self._stopping = Stopping()
