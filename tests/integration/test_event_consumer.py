@@ -654,6 +654,29 @@ def test_dead_letter_claimed_again_before_its_acknowledgement_is_not_handled(
     with_stream(valkey, scenario)
 
 
+def test_consumer_without_the_right_to_renew_reports_that_and_handles_its_events(valkey: Valkey) -> None:
+    async def scenario(here: Hall) -> None:
+        async def handle(event: Event) -> None:
+            await asyncio.sleep(0.1)
+            await here.handle(event)
+
+        rights = ("on", ">pass", "resetkeys", "~wsgate:events:*", "+@all", "-xclaim")
+        await ask(here.redis, "ACL", "SETUSER", "back", *rights)
+        url = valkey.url.replace("://", "://back:pass@")
+        ids = await here.append(8, user="a")
+        errors: list[Exception] = []
+        async with consuming(
+            url, handle, errors=errors, backoff=SOON, takeover_idle_s=0.6, takeover_every_s=3600
+        ):
+            await here.heard(lambda: len(here.handled) == 8)
+            await here.settled()
+        assert here.ids == ids
+        assert errors
+        assert all(isinstance(error, BusError) and not error.temporary for error in errors)
+
+    with_stream(valkey, scenario)
+
+
 def test_events_that_wait_longer_than_the_takeover_time_are_handled_once_and_in_order(valkey: Valkey) -> None:
     """One consumer reads 16 events of one user at once; another one searches for entries to claim."""
 

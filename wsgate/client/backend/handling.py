@@ -8,6 +8,7 @@ the server refuses for good: it would otherwise keep a place from all later entr
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from typing import Final
@@ -175,7 +176,9 @@ class Handling:
         """Raise `_Left` or `_Gone` if this consumer must neither handle nor move the entry any more.
 
         As long as renewals succeed, this asks nobody. While Redis does not answer, it waits: otherwise the
-        handler might run here and, at the same time, at another consumer.
+        handler might run here and, at the same time, at another consumer. If Redis refuses the question for
+        good, perhaps because the Redis user has no right to XCLAIM, it goes on: an event that is handled
+        twice is better than a consumer that stops. The loop of renewals reports that refusal.
         """
         idle_s = self._options.takeover_idle_s
         if not is_in_doubt(turn, idle_s):
@@ -186,7 +189,8 @@ class Handling:
             nonlocal owner
             owner = await find_owner(self._bus, reader, turn, idle_s)
 
-        await self._insist(ask)
+        with suppress(BusError):
+            await self._insist(ask, is_refusable=True)
         if owner is Owner.ANOTHER:
             raise _Left
         if owner is Owner.NOBODY:
