@@ -2,7 +2,7 @@
 
 Each user has one directory, with mode 0700. It contains a description and a lock file for each gateway, named
 by its port, and the files of the private bus. A gateway removes its files when it ends. After kill -9 they
-stay; a description whose process has ended is ignored.
+stay; a description whose lock file is not locked is ignored.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import json
 import os
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,6 +32,9 @@ __all__ = [
 ]
 
 _LOCK_LIMIT_BYTES: Final = 1024
+_LOCK_TRIES: Final = 10
+_LOCK_PAUSE_S: Final = 0.01
+"""Pause between tries to lock a port. Commands lock the file for less than 1 ms to find gateways."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +125,32 @@ def lock_port(directory: Path, port: int) -> int | None:
         The descriptor that keeps the lock while it is open; None: another process has the lock.
     """
     descriptor = os.open(lock_file(directory, port), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    for number in range(_LOCK_TRIES):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except OSError:
+            if number < _LOCK_TRIES - 1:
+                time.sleep(_LOCK_PAUSE_S)
+    os.close(descriptor)
+    return None
+
+
+def _is_locked(directory: Path, port: int) -> bool:
+    """Return whether a gateway has locked this port. The kernel ends the lock with the process.
+
+    Raises:
+        OSError: The lock file does not exist, or cannot be opened.
+    """
+    descriptor = os.open(lock_file(directory, port), os.O_RDONLY | os.O_CLOEXEC)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        # A shared lock, so that two commands at a time do not take each other for a gateway.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
         os.close(descriptor)
-        return None
-    return descriptor
+    return False
 
 
 def write_lock_holder(lock_fd: int, holder: str) -> None:
@@ -235,13 +259,17 @@ class RuntimeFiles:
 
 
 def running_gateways(directory: Path) -> list[RunningGateway]:
-    """List the gateways in a runtime directory whose keeper process exists."""
+    """List the gateways in a runtime directory that run.
+
+    The lock of the port proves that a gateway runs. Its process id proves nothing: after kill -9 another
+    process may have the id, and a gateway in another container has an id of its own.
+    """
     found = []
     for file in sorted(directory.glob("gateway-*.json")):
         try:
             gateway = RunningGateway(**json.loads(file.read_text()))
-            os.kill(gateway.pid, 0)
-        except (OSError, ValueError, TypeError, InternalError):
+            if _is_locked(directory, gateway.port):
+                found.append(gateway)
+        except (OSError, ValueError, TypeError):
             continue
-        found.append(gateway)
     return found

@@ -1,12 +1,14 @@
 """Check the runtime directory, its files and locks, the private bus, and the service manager socket."""
 
 import contextlib
+import fcntl
 import json
 import os
 import socket
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -100,11 +102,49 @@ def test_error_names_a_runtime_directory_that_cannot_be_made(tmp_path: Path) -> 
 # --- files of gateways --------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def locked(directory: Path, port: int = 8000) -> Iterator[int]:
+    descriptor = lock_port(directory, port)
+    assert descriptor is not None
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 def test_file_of_a_running_gateway_has_mode_0600_and_is_found(tmp_path: Path) -> None:
     file = gateway().write(tmp_path)
     assert mode(file) == 0o600
-    assert running_gateways(tmp_path) == [gateway()]
     assert list(tmp_path.iterdir()) == [file]  # no draft
+    with locked(tmp_path):
+        assert running_gateways(tmp_path) == [gateway()]
+
+
+def test_killed_gateway_is_ignored_although_another_process_has_its_process_id(tmp_path: Path) -> None:
+    gateway(pid=os.getpid()).write(tmp_path)
+    assert running_gateways(tmp_path) == [], "there is no lock file"
+    with locked(tmp_path):
+        pass
+    assert running_gateways(tmp_path) == [], "the lock has ended with its process"
+
+
+def test_running_gateway_of_another_container_is_found_by_its_lock(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    gateway(pid=ended.pid).write(tmp_path)
+    with locked(tmp_path):
+        assert running_gateways(tmp_path) == [gateway(pid=ended.pid)]
+
+
+def test_port_is_locked_although_a_command_looks_at_the_lock_meanwhile(tmp_path: Path) -> None:
+    with locked(tmp_path):
+        pass
+    command = os.open(lock_file(tmp_path, 8000), os.O_RDONLY)
+    fcntl.flock(command, fcntl.LOCK_SH)
+    timer = threading.Timer(0.02, os.close, [command])
+    timer.start()
+    with locked(tmp_path):
+        timer.join()
 
 
 def test_repr_of_a_running_gateway_contains_no_secret() -> None:
@@ -112,12 +152,11 @@ def test_repr_of_a_running_gateway_contains_no_secret() -> None:
 
 
 def test_file_of_an_ended_gateway_or_malformed_file_is_ignored(tmp_path: Path) -> None:
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    gateway(8001, pid=ended.pid).write(tmp_path)
+    gateway(8001).write(tmp_path)
     (tmp_path / "gateway-8002.json").write_text("half a")
     (tmp_path / "gateway-8003.json").write_text(json.dumps({"pid": os.getpid(), "of": "another version"}))
-    assert running_gateways(tmp_path) == []
+    with locked(tmp_path, 8002), locked(tmp_path, 8003):
+        assert running_gateways(tmp_path) == []
 
 
 def test_port_can_be_locked_only_once_at_a_time(tmp_path: Path) -> None:
@@ -135,16 +174,6 @@ def test_port_can_be_locked_only_once_at_a_time(tmp_path: Path) -> None:
     again = lock_port(tmp_path, 8000)
     assert again is not None
     os.close(again)
-
-
-@contextlib.contextmanager
-def locked(directory: Path) -> Iterator[int]:
-    descriptor = lock_port(directory, 8000)
-    assert descriptor is not None
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def test_holder_in_a_lock_file_is_read_by_the_next_lock_of_the_file(tmp_path: Path) -> None:
