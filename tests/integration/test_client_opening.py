@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import importlib
 import socket
 import ssl
 import subprocess
@@ -330,6 +331,16 @@ def test_listen_reaches_a_loopback_gateway_although_proxies_are_set(
 
     with pytest.raises(Seen):
         listen(served, "news", show)
+
+
+def test_listen_names_itself_when_it_closes_the_connection_because_of_a_large_message(
+    served: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module("wsgate.client.listen")
+    monkeypatch.setattr(module, "MESSAGE_LIMIT_BYTES", 8)
+    with pytest.raises(BackendError, match=r"^this command closed the connection: sent 1009") as caught:
+        listen(served, "news", print)
+    assert not caught.value.temporary
 
 
 def test_sync_client_can_disconnect_and_connect_again_but_not_after_its_end(served: str) -> None:

@@ -269,6 +269,16 @@ def test_gateway_on_ipv6_prints_its_addresses_in_brackets() -> None:
         assert lines_of(listener) == [{"op": "msg", "ch": "news", "data": 1}]
 
 
+def test_listen_command_prints_a_publication_of_two_megabytes() -> None:
+    large = "x" * 2_000_000
+    environ = {"WSGATE_CHANNELS__DEFAULT__MAX_PUBLISH": "4MiB", "WSGATE_LIMITS__OUTBOX_BYTES": "8MiB"}
+    with running_gateway(environ=environ) as gateway:
+        listener = listening(gateway, "--count", "1", "news")
+        with redis.Redis.from_url(gateway.bus_url) as bus:
+            bus.publish("wsgate:ch:news", json.dumps(large))
+        assert lines_of(listener) == [{"op": "msg", "ch": "news", "data": large}]
+
+
 # --- two nodes ----------------------------------------------------------------------------------------
 
 MANY = 400

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import msgpack
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
@@ -14,6 +14,9 @@ from wsgate.client.urls import carries_token, check_url, shown_url
 from wsgate.errors import BackendError, SettingsError
 
 __all__ = ["listen"]
+
+MESSAGE_LIMIT_BYTES: Final = (1 << 30) + (64 << 10)
+"""The largest message that is accepted: the largest `max_publish` that a gateway can have, and its fields."""
 
 
 def listen(url: str, channel: str, show: Callable[[str], None], *, token: str = "", limit: int = 0) -> None:
@@ -40,7 +43,11 @@ def listen(url: str, channel: str, show: Callable[[str], None], *, token: str = 
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
         with connect(
-            url, subprotocols=[Subprotocol(SUBPROTOCOL)], additional_headers=headers, proxy=None
+            url,
+            subprotocols=[Subprotocol(SUBPROTOCOL)],
+            additional_headers=headers,
+            proxy=None,
+            max_size=MESSAGE_LIMIT_BYTES,
         ) as socket:
             if socket.subprotocol != SUBPROTOCOL:
                 raise BackendError(f"{address} does not speak wsgate.v1", temporary=False)
@@ -59,7 +66,9 @@ def listen(url: str, channel: str, show: Callable[[str], None], *, token: str = 
     except InvalidStatus as error:
         raise BackendError(f"the gateway answered {error.response.status_code}", temporary=False) from error
     except ConnectionClosed as error:
-        raise BackendError(f"the gateway closed the connection: {error}", temporary=True) from error
+        is_own = error.sent is not None and not error.rcvd_then_sent
+        who = "this command" if is_own else "the gateway"
+        raise BackendError(f"{who} closed the connection: {error}", temporary=not is_own) from error
     except (WebSocketException, UnicodeError) as error:
         raise BackendError(f"{address} is not a gateway: {error}", temporary=False) from error
     except OSError as error:
