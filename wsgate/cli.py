@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from wsgate import __version__
 from wsgate.config import (
@@ -284,7 +284,7 @@ def _add_token(parser: argparse.ArgumentParser) -> None:
 
 
 def _token(options: argparse.Namespace) -> int:
-    """Make an HS256 token with the given claims, and print it."""
+    """Make a token with the given claims, signed with the configured shared secret, and print it."""
     import jwt
 
     now_s = int(time.time())
@@ -307,7 +307,9 @@ def _token(options: argparse.Namespace) -> int:
     config = _configuration(options, {"server": {"dev": True}})
     given |= {"aud": config.auth.audience, "iss": config.auth.issuer}  # the gateway requires these if set
     claims |= {claim: value for claim, value in given.items() if value}
-    print(jwt.encode(claims, _signing_secret(options, config), algorithm="HS256"))
+    key = _signing_key(options, config)
+    headers = None if key.kid is None else {"kid": key.kid}
+    print(jwt.encode(claims, key.secret, algorithm=key.algorithm, headers=headers))
     return 0
 
 
@@ -331,12 +333,42 @@ def _check_claims(options: argparse.Namespace) -> None:
                 raise SettingsError(f"{flag}: {_quoted(pattern)} is not a valid pattern: {wanted}")
 
 
-def _signing_secret(options: argparse.Namespace, config: Config) -> str:
-    """Return the configured secret, else the secret that the running gateway made in development mode."""
-    if secret := config.auth.hmac_secret or _running(options).secret:
-        return secret
+class _SigningKey(NamedTuple):
+    """A shared secret that signs tokens, with its algorithm and its key id; None: its tokens name no key."""
+
+    secret: str
+    algorithm: str = "HS256"
+    kid: str | None = None
+
+
+def _signing_key(options: argparse.Namespace, config: Config) -> _SigningKey:
+    """Return the configured secret, else the secret that the running gateway made in development mode.
+
+    The configured secret is `auth.hmac_secret`, else the first shared secret of `auth.keys`.
+    """
+    auth = config.auth
+    if auth.hmac_secret:
+        return _SigningKey(auth.hmac_secret)
+    for kid, key in auth.keys.items():
+        if key.secret:
+            return _SigningKey(key.secret, key.algorithm, kid)
+    has_public_keys = bool(auth.keys or auth.jwks_url)
+    try:
+        secret = _running(options).secret
+    except BackendError:
+        if not has_public_keys:
+            raise
+        secret = ""
+    if secret:
+        return _SigningKey(secret)
+    if has_public_keys:
+        raise SettingsError(
+            "auth: the configuration has only public keys, which verify tokens and sign none:"
+            " let the owner of a private key make the token"
+        )
     raise SettingsError(
-        "auth.hmac_secret: the gateway has a configured key: pass --config, or WSGATE_AUTH__HMAC_SECRET"
+        "auth: the running gateway has configured keys, which are not known here:"
+        " pass its --config, or WSGATE_AUTH__HMAC_SECRET"
     )
 
 

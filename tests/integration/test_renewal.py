@@ -14,7 +14,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from tests.support.client import Client, connected
-from tests.support.gateway import Gateway, running_gateway, wait_until
+from tests.support.gateway import Gateway, run_command, running_gateway, wait_until
 from wsgate.auth import OriginPolicy, TokenPolicy
 from wsgate.bus import parse_address
 from wsgate.reactor import GateLimits, Settings
@@ -102,6 +102,20 @@ def test_reload_adds_and_removes_token_keys_and_closes_no_client(node: Node) -> 
         node.apply_file(BOTH.replace("keys.first", "keys.third"))
         assert node.is_accepted(token("second", SECOND))
         assert not node.is_accepted(token("first", FIRST)), "a cached token was accepted"
+
+
+def test_token_command_signs_with_a_shared_secret_of_the_keys_and_names_it(node: Node) -> None:
+    shown = node.gateway.run("token", "--user", "7", "--config", str(node.file)).stdout.strip()
+    assert jwt.get_unverified_header(shown)["kid"] == "first"
+    assert node.is_accepted(shown)
+
+
+def test_token_command_refuses_a_configuration_with_only_public_keys(tmp_path: Path) -> None:
+    file = tmp_path / "wsgate.toml"
+    file.write_text('[auth]\njwks_url = "https://issuer.example/keys"\nissuer = "https://issuer.example"\n')
+    done = run_command("token", "--user", "7", "--config", str(file), directory=tmp_path, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "the configuration has only public keys" in done.stderr
 
 
 def test_publish_command_uses_reloaded_namespaces_and_their_size_limits(node: Node) -> None:
