@@ -252,6 +252,11 @@ class ClusterSubscriber:
         lane = self.lane_of(self.prefix + name)
         return lane is not None and lane.subscriber.is_up
 
+    def hears(self, name: bytes) -> bool:
+        """Whether the present server of a control name has confirmed the subscription to it."""
+        lane = self.lane_of(name)
+        return lane is not None and lane.subscriber.hears(name)
+
     @property
     def unsent(self) -> int:
         """The sum of `Subscriber.unsent` over all servers. O(servers)."""
@@ -397,18 +402,18 @@ class ClusterSubscriber:
         self.listener.on_up(lane.covers)
 
     def on_lost(self, lane: _Lane, name: bytes, *, was_asked: bool) -> None:
-        """Handle a name whose slot has moved: keep it if it is a control name, else notify the listener.
+        """Handle a name whose slot has moved: keep a control name, notify the listener of a channel.
 
-        Ignore it if the lane no longer has the slot, because the name is subscribed elsewhere already.
+        Ignore it if the lane no longer has the slot, because the name is subscribed elsewhere already. A
+        client may give a channel the text of a control name. Then the name may be either, and is handled as
+        both: a second SSUBSCRIBE is harmless.
         """
-        is_control = name in self._control
-        if self.lane_of(name if is_control else self.prefix + name) is not lane:
-            return
-        if is_control:
+        if name in self._control and self.lane_of(name) is lane:
             self._lost_control.add(name)
-        else:
+            self.topology.refresh()
+        if lane.covers(name):
             self.listener.on_lost(name, was_asked=was_asked)
-        self.topology.refresh()
+            self.topology.refresh()
 
 
 class ClusterPublisher:

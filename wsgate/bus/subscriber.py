@@ -184,6 +184,7 @@ class Subscriber:
         self._is_sharded = is_sharded
         self._on_moved = on_moved
         self._pending: deque[_PendingSubscribe] = deque()  # commands not answered yet
+        self._heard: set[bytes] = set()  # control names that this connection has confirmed
         self._has_worked = False  # this connection has confirmed a command
         self._has_refused = False  # this connection has replied with an error that ended it
         self._unanswered = 0  # names sent in commands and not answered
@@ -200,6 +201,10 @@ class Subscriber:
     def is_up_for(self, name: bytes) -> bool:
         """Whether this channel can be subscribed to now; with one server the channel makes no difference."""
         return self._connection is not None
+
+    def hears(self, name: bytes) -> bool:
+        """Whether the server has confirmed the subscription to a control name on this connection."""
+        return name in self._heard
 
     def reaching(self, name: bytes) -> list[bytes]:
         """Return names derived from this one that together reach every server: with one server, the name."""
@@ -309,6 +314,7 @@ class Subscriber:
             await self._watch(connection)
         finally:
             self._connection = None
+            self._heard.clear()
             self._unsent.clear()
             self._unsent_bytes = self._unanswered = 0
             connection.abort("stopped")
@@ -353,9 +359,11 @@ class Subscriber:
                     self._on_answer()
                 elif kind == push.CONTROL:
                     if payload is None:
+                        self._heard.add(name)
                         self._on_answer()
                     listener.on_control(name, payload)
                 elif kind == push.UNSUBSCRIBED and self._is_sharded and not self._is_leaving(name):
+                    self._heard.discard(name)
                     listener.on_lost(name, was_asked=False)
                 elif kind == push.UNSUBSCRIBED:
                     self._on_answer()

@@ -99,6 +99,7 @@ class BusEvents:
         self._region["bus_up"] = 0
         self._region["probe_due_ms"] = 0
         self._hub.on_down(covers)
+        self._probe.on_down()
         self._wake()
 
     def on_failed(self, why: str) -> None:
@@ -160,6 +161,7 @@ class BusEvents:
     def on_moved(self) -> None:
         """Use the map of the cluster that was read again."""
         self._hub.on_moved()
+        self._probe.on_up()  # the servers to be probed may be others now
         self._wake()
 
     def on_pass(self) -> None:
@@ -180,10 +182,17 @@ class BusEvents:
         self._subscriber.renew("the bus has no receiver", name)
 
     def on_echo(self, took_us: int, due_ms: int) -> None:
-        """Note that a probe returned through the bus, so that the shard is ready until the next is due."""
+        """Note that a probe returned through the bus, so that the shard is ready until the next is due.
+
+        Args:
+            took_us: Time that the probe took, in microseconds.
+            due_ms: Monotonic time by which each server must echo again; 0: a server has not echoed any since
+                it was lost.
+        """
         if not self._subscriber.is_up:  # the probe was under way when a connection was lost
             return
-        self._region["bus_up"] = 1
+        if due_ms:
+            self._region["bus_up"] = 1
         self._region["probe_due_ms"] = due_ms
         self._region.observe("probe_us", took_us)
         self._count("probes_echoed", 1)

@@ -54,7 +54,7 @@ def why_not_ready(block: StatisticsBlock, now_ms: int) -> list[str]:
 
     The reasons are those of `why_not_alive`, `draining`, and for each shard `shard_<n>_` followed by
     `starting`, `bus_down` (no subscriber connection, or the bus has echoed no probe since it was made),
-    `probe_late` (the last echo of a probe is too old) or `keys_awaited` (no key set with a usable key was
+    `probe_late` (the last echo of a server is too old) or `keys_awaited` (no key set with a usable key was
     fetched yet).
     """
     found = why_not_alive(block, now_ms)

@@ -53,6 +53,7 @@ class Server:
     def break_off(self) -> None:
         """Lose the connection with all replies that were not read."""
         self.subscriber._connection = None
+        self.subscriber._heard.clear()
         self.subscriber._unsent.clear()
         self.subscriber._pending.clear()
         self.subscriber._unsent_bytes = self.subscriber._unanswered = 0
@@ -349,5 +350,47 @@ def test_waiters_of_a_slot_that_moved_to_an_unreachable_server_are_notified_of_t
         await rig.settle()
         assert rig.servers[THIRD].held == {name} and rig.hub.receives(name)
         assert rig.confirmations[1:] == [(stays, Confirmation.LIVE)]
+
+    run(main)
+
+
+def test_control_name_is_heard_from_the_confirmation_of_its_present_server_on() -> None:
+    async def main(rig: ClusterRig) -> None:
+        one, other = await start(rig)
+        control = name_of(ONE, b"", b"wsgate:ctl:")
+        rig.cluster.subscribe_control(control)
+        assert not rig.cluster.hears(control)
+        await rig.settle()
+        assert rig.cluster.hears(control)
+        one.announce(control)
+        assert not rig.cluster.hears(control)
+        rig.set_map(partial(with_slot, slot_of(control), OTHER))
+        assert not rig.cluster.hears(control)
+        await rig.settle()
+        assert rig.cluster.hears(control)
+        other.break_off()
+        assert not rig.cluster.hears(control)
+
+    run(main)
+
+
+def test_channel_with_the_text_of_a_control_name_follows_its_slot_too() -> None:
+    """The announcement leaves the prefix out, so that it may concern either."""
+
+    async def main(rig: ClusterRig) -> None:
+        one, _ = await start(rig)
+        name = next(
+            name
+            for name in (b"wsgate:ctl:%d" % n for n in range(99_999))
+            if halves(slot_of(name)) == halves(slot_of(PREFIX + name)) == ONE
+        )
+        rig.cluster.subscribe_control(name)
+        rig.join(rig.connect(), name)
+        await rig.settle()
+        one.announce(name)
+        assert not rig.hub.receives(name) and not rig.cluster.hears(name)
+        rig.read_map()
+        await rig.settle()
+        assert rig.hub.receives(name) and rig.cluster.hears(name)
 
     run(main)
