@@ -42,6 +42,8 @@ RETENTION_S: Final = 90 * 86_400
 is accepted again afterwards by shards that start: withdraw its key."""
 REVOCATIONS_MOST: Final = 65_536
 """The most users on the bus, and in each shard. About 100 bytes each on the bus, 15 MiB with longest ids."""
+ENTRY_BYTES: Final = 350
+"""Memory of one user that the keeper remembers: the table entry, the time, and an id of 128 bytes."""
 USER_LIMIT_BYTES: Final = 128
 """The longest `sub` of a token."""
 PAGE_BYTES: Final = REPLY_LIMIT_BYTES - 4 * 1024
@@ -281,6 +283,11 @@ class RevocationKeeper:
         self._found: dict[str, float] = {}
         self._withdrawn: set[str] = set()  # users that were withdrawn while commands are unanswered
         self.has_read = False
+
+    @property
+    def waiting_bytes(self) -> int:
+        """The memory of the users that are to be stored, were read or were withdrawn, in bytes. O(1)."""
+        return (len(self._unstored) + len(self._found) + len(self._withdrawn)) * ENTRY_BYTES
 
     @property
     def waiting(self) -> int:

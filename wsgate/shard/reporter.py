@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from wsgate.bus import Backlog, BusPublisher, BusSubscriber
+from wsgate.bus import Backlog, BusPublisher, BusSubscriber, RevocationKeeper
 from wsgate.output import dropped_lines, waiting_bytes
 from wsgate.reactor import GateLimits, Reactor
 from wsgate.reactor.metric_names import COUNTER_NAMES, REASON_NAMES
@@ -41,6 +41,7 @@ class ReportedParts:
     newcomers: Newcomers
     members: Members
     users: Users
+    revocations: RevocationKeeper
     hub: Hub
     backlog: Backlog
     events: Events
@@ -65,6 +66,8 @@ class ReportedParts:
             + self.commands.budget.bytes_estimate
             + self.backlog.held_bytes
             + sum(each.memory_bytes for each in set(self.events.appenders))
+            + self.users.waiting_bytes
+            + self.revocations.waiting_bytes
             + (rates.users * LEASE_BYTES if rates else 0)
             + waiting_bytes()
         )

@@ -46,7 +46,9 @@ AGAIN_S: Final = 5.0
 TRUST_S: Final = 10.0
 """How long every other shard counts as alive after an outage, because liveness keys may have expired."""
 UNFORGOTTEN_MOST: Final = 65_536
-"""Removals that wait to be repeated; beyond them the oldest are dropped and counted."""
+"""Removals that wait to be repeated, also refused ones; beyond them the oldest are dropped and counted."""
+REMOVAL_BYTES: Final = 360
+"""Memory of a removal that waits: its entry, the name of the connection, and a user id of 128 bytes."""
 AGAIN_PER_TICK: Final = 256
 """Removals, and counts, that one tick repeats at most."""
 SHOWN_MOST: Final = 240
@@ -120,8 +122,8 @@ class Users:
         self._walked = 0  # where the walk goes on; 0: no walk is under way
         self._walk_s = 0.0  # when the next walk starts
         self._is_missing = False  # the walk under way could not register a connection
-        self._unforgotten: deque[tuple[str, str]] = deque(maxlen=UNFORGOTTEN_MOST)
-        self._refused: deque[tuple[str, str]] = deque(maxlen=UNFORGOTTEN_MOST)
+        self._unforgotten: deque[tuple[str, str]] = deque()  # users and members, as in the next one
+        self._refused: deque[tuple[str, str]] = deque()  # removals that the server has refused
         self._unasked: deque[_Entry] = (
             deque()
         )  # connections that are counted again with the next tick, because the publisher's queue was full
@@ -139,6 +141,11 @@ class Users:
         self.rates: UserRates | None = None
         if limits.rate_per_s:
             self.rates = UserRates(limits.rate_per_s, self._lease, time.monotonic)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Memory of the removals that wait to be repeated, in bytes; at most 24 MB."""
+        return (len(self._unforgotten) + len(self._refused)) * REMOVAL_BYTES
 
     # --- connections ----------------------------------------------------------------------------------
 
@@ -248,9 +255,10 @@ class Users:
         """
         if outcome:
             queue = self._refused if outcome == "refused" else self._unforgotten
-            lost = len(queue) + len(members) - UNFORGOTTEN_MOST
-            self._count("user_deregistrations_lost", max(0, lost))
             queue.extend((user, each) for each in members)
+            while len(self._refused) + len(self._unforgotten) > UNFORGOTTEN_MOST:
+                (self._refused or self._unforgotten).popleft()  # a refused one may always be refused
+                self._count("user_deregistrations_lost", 1)
 
     # --- liveness of owners ---------------------------------------------------------------------------
 

@@ -254,6 +254,7 @@ class Parts:
             newcomers=self.newcomers,
             members=self.members,
             users=self.users,
+            revocations=self.revocations,
             hub=self.hub,
             backlog=self.backlog,
             events=self.events,

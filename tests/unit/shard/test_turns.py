@@ -14,14 +14,16 @@ import pytest
 from tests.support.frames import CLOSE, FrameReader, client_frame
 from tests.unit.shard.test_faults import OPTIONS
 from wsgate.auth import NO_PERMISSIONS, Identity, TokenError
+from wsgate.bus.revocations import ENTRY_BYTES
 from wsgate.dialects import DIALECTS, Dialect
 from wsgate.reactor.testing import trust_charges
 from wsgate.shard import verification
-from wsgate.shard.members import now_ms
+from wsgate.shard.members import FRACTION_BYTES, now_ms
 from wsgate.shard.options import ShardOptions, Shared
 from wsgate.shard.process import Shard
 from wsgate.shard.statistics_layout import LAYOUT
 from wsgate.shard.tokens import Tokens
+from wsgate.shard.users import REMOVAL_BYTES
 from wsgate.statistics import StatisticsBlock
 
 JSON = DIALECTS[0]
@@ -373,5 +375,19 @@ def test_replies_that_fill_half_an_outbox_in_each_pass_delay_no_publication() ->
                 at.shard._pump()
                 talker.recv(1 << 16)
             assert waits == [False] * 10
+
+    asyncio.run(main())
+
+
+def test_waiting_removals_and_revocations_are_in_the_account_of_the_shard() -> None:
+    async def main() -> None:
+        with shard_rig() as at:
+            parts = at.shard._parts
+            before = parts.capacity._outside()
+            for number in range(100):
+                parts.users._on_forgotten(f"u{number}", ["0@x"], ("down", "refused")[number % 2], b"")
+                parts.revocations.store(f"u{number}", 5.0)
+            parts.members._fractional[1] = 100.2
+            assert parts.capacity._outside() - before == 100 * (REMOVAL_BYTES + ENTRY_BYTES) + FRACTION_BYTES
 
     asyncio.run(main())

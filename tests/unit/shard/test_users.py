@@ -1,5 +1,6 @@
 """Check the user limits of a shard with a bus that answers late, wrongly or not at all."""
 
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,14 @@ from tests.support.reactor_rig import Peer, Rig, rig
 from wsgate.auth import NO_PERMISSIONS, Identity
 from wsgate.bus import RATE_LEASE, SIGN_OF_LIFE, USER_ENTER, BusPublisher, Names
 from wsgate.shard.options import UserLimits
-from wsgate.shard.users import PAGES_MOST, SHOWN_MOST, UNFORGOTTEN_MOST, WAIT_MOST_MS, Users
+from wsgate.shard.users import (
+    PAGES_MOST,
+    REMOVAL_BYTES,
+    SHOWN_MOST,
+    UNFORGOTTEN_MOST,
+    WAIT_MOST_MS,
+    Users,
+)
 
 Done = Callable[[str, bytes], None]
 ENTER = USER_ENTER.digest
@@ -166,6 +174,38 @@ def test_failed_removal_beyond_the_limit_is_counted_as_lost() -> None:
         at.bus.answer(b"ZREM", "down")
         assert at.counts["user_deregistrations_lost"] == 1
         assert len(at.users._unforgotten) == UNFORGOTTEN_MOST
+
+
+def test_waiting_removals_of_both_kinds_have_one_bound_and_are_accounted() -> None:
+    with users_rig() as at:
+        at.users.enter(at.come().conn, "ann", at.verdicts.append)
+        at.bus.answer(ENTER)
+        for outcome, count in (("refused", 40_000), ("down", 40_000), ("refused", 10)):
+            for _ in range(count):
+                at.users._on_forgotten("ann", ["0@x"], outcome, b"")
+        assert at.users.waiting_bytes == UNFORGOTTEN_MOST * REMOVAL_BYTES
+        assert at.counts["user_deregistrations_lost"] == 80_010 - UNFORGOTTEN_MOST
+        assert len(at.users._unforgotten) == 40_000, "refused removals are dropped first"
+        for now_s in range(20, 20 + UNFORGOTTEN_MOST // 256):
+            at.tick(now_s)
+            at.bus.answer(b"ZREM", "", b"1")
+        assert at.users.waiting_bytes == 0
+        assert at.counts["user_deregistrations_lost"] == 80_010 - UNFORGOTTEN_MOST
+
+
+def test_memory_of_a_waiting_removal_is_at_most_what_is_accounted() -> None:
+    with users_rig() as at:
+        tracemalloc.start()
+        try:
+            before = tracemalloc.get_traced_memory()[0]
+            for number in range(2_000):
+                user = f"{number:0128}"
+                at.users._on_forgotten(user, [f"{number:016x}@{at.users.owner}"], "down", b"")
+            held = tracemalloc.get_traced_memory()[0] - before
+        finally:
+            tracemalloc.stop()
+        # The interpreter keeps free tuples, which are not traced when they are used again.
+        assert at.users.waiting_bytes / 2 < held <= at.users.waiting_bytes
 
 
 def test_50_stale_entries_are_removed_after_two_replies_and_the_connection_is_admitted() -> None:
