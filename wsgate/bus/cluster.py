@@ -38,6 +38,9 @@ REFRESH_SOON_S: Final = 0.25
 """About the time to the next reading after the map could not be read or a server is still missing."""
 GATHER_S: Final = 0.05
 """Time from a refresh request to the reading: slots move one by one, and one reading serves many requests."""
+RETRY_MOST_S: Final = 1.0
+"""The longest additional time to a reading after a refusal, when readings show no change: a slot may stay
+refused for hours, and each reading requests its channels again."""
 MOVES_MOST: Final = 3
 """How many moves of its slot a publication follows before it fails."""
 AGAIN_MOST: Final = 8_192
@@ -71,6 +74,9 @@ class Topology:
         self._timeout_s = timeout_s
         self._on_failed = on_failed
         self._wake = asyncio.Event()
+        self._is_urgent = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._retry_s = 0.0  # additional time to a reading that only a refusal requests
         self._order = NodeOrder()
 
     def server_of(self, name: bytes) -> BusAddress | None:
@@ -84,6 +90,11 @@ class Topology:
     def refresh(self) -> None:
         """Request another reading of the map; it starts after `GATHER_S`."""
         self._wake.set()
+        self._is_urgent.set()
+
+    def retry(self) -> None:
+        """Request another reading because a server refused a name; it may start `RETRY_MOST_S` later."""
+        self._wake.set()
 
     def on_moved(self, node: Node | None = None, text: bytes = b"") -> None:
         """Request another reading, from another node first, because a server contradicts the map with MOVED.
@@ -93,12 +104,14 @@ class Topology:
             text: The text of the reply.
         """
         self._order.on_contradicted(node_in_moved(text, node[0]) if node is not None else None)
-        self.refresh()
+        self.retry()
 
     async def run(self) -> None:
         """Read the map now, after each request, and about every `REFRESH_S`, until cancelled."""
         while True:
+            was_urgent, owners, read_s = self._is_urgent.is_set(), self.map.owners, self._loop.time()
             self._wake.clear()
+            self._is_urgent.clear()
             is_read = await self._read()
             if not is_read or self.is_needed():
                 # A server is missing: read again without a request, and not in step with other shards.
@@ -107,7 +120,20 @@ class Topology:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(REFRESH_S * random.uniform(0.8, 1.2)):  # noqa: S311 - spreading
                     await self._wake.wait()
-                    await asyncio.sleep(GATHER_S)
+            is_futile = not was_urgent and owners == self.map.owners
+            await self._gather(is_again=is_futile and self._loop.time() - read_s < RETRY_MOST_S)
+
+    async def _gather(self, *, is_again: bool) -> None:
+        """Wait for further requests before a reading, twice as long each time if refusals repeat.
+
+        Args:
+            is_again: The last reading followed a refusal and has changed nothing, and a refusal came at once.
+        """
+        self._retry_s = min(RETRY_MOST_S, max(GATHER_S, 2 * self._retry_s)) if is_again else 0.0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._retry_s * random.uniform(0.8, 1.2)):  # noqa: S311 - spreading
+                await self._is_urgent.wait()
+        await asyncio.sleep(GATHER_S)
 
     async def _read(self) -> bool:
         """Read the map once and call the watchers; False: no node sent a valid map."""
@@ -408,12 +434,13 @@ class ClusterSubscriber:
         client may give a channel the text of a control name. Then the name may be either, and is handled as
         both: a second SSUBSCRIBE is harmless.
         """
+        request = self.topology.retry if was_asked else self.topology.refresh
         if name in self._control and self.lane_of(name) is lane:
             self._lost_control.add(name)
-            self.topology.refresh()
+            request()
         if lane.covers(name):
             self.listener.on_lost(name, was_asked=was_asked)
-            self.topology.refresh()
+            request()
 
 
 class ClusterPublisher:
@@ -514,7 +541,7 @@ class ClusterPublisher:
                 self._loop.call_later(self._command_timeout_s, self._give_up, self._maps)
             self._again.append((name, data, done, sender, moves - 1))
             self._again_bytes += len(data)
-            self._topology.refresh()
+            self._topology.retry()
             return
         if outcome == "down":
             self._topology.refresh()

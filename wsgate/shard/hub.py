@@ -20,6 +20,9 @@ Rules:
   channel that still wait. While all subscribers of a channel are unconfirmed, its publications are discarded.
 - The subscribers of a channel that loses a publication are sent a gap: see `gap`.
 - Every publication comes over the bus, also for subscribers on the same shard: one order for all.
+- A channel whose slot of the cluster moves is requested again when the map was read. Its waiters are notified
+  of a loss after the second refusal, and at once while the server refuses every channel: a server may refuse
+  for hours, and a client must not wait so long for an answer.
 - A channel that the bus forbids is refused, and no other channel with it. Its waiters are notified, and every
   connection that has the channel is unsubscribed: a walk over the connections, a part in each pass.
 - A channel that was confirmed before a loss may have missed publications until it is confirmed again. It is
@@ -38,6 +41,7 @@ from wsgate.dialects import Dialect
 from wsgate.reactor import Reactor
 from wsgate.shard.access import Access
 from wsgate.shard.gaps import GapReason, Gaps
+from wsgate.shard.lost_channels import LostChannels
 from wsgate.shard.publication_encoder import PublicationEncoder
 from wsgate.shard.publish_watches import PublishWatch, PublishWatches
 from wsgate.shard.unconfirmed import Confirmation, UnconfirmedCharges, Waiter, Waiters
@@ -48,6 +52,8 @@ ASKED_LIMIT: Final = 4 * NAMES_PER_COMMAND
 """Unconfirmed channels above which the walk that subscribes again waits."""
 UNSENT_LIMIT: Final = 32_768
 """Names of this shard that wait to be sent to the bus, from which on clients may add no new channel."""
+REFUSALS_MOST: Final = 2
+"""Refusals in a row, for a slot that is elsewhere or not served, after which the waiters are notified."""
 UNCONFIRMED_DEFAULT: Final = 1_024
 """Unconfirmed channels that one connection may cause, where no limit of subscriptions is configured."""
 UNCONFIRMED_LEAST: Final = 64
@@ -112,7 +118,7 @@ class Hub:
         self.unconfirmed_limit = UNCONFIRMED_DEFAULT
         """Unconfirmed channels that one connection may cause."""
         self._waiters = Waiters()
-        self._lost: set[bytes] = set()  # lost with a moved slot; subscribed again when the new map is known
+        self._lost = LostChannels()  # lost with a moved slot; subscribed again when the new map is known
         # The walk that subscribes again, over the reactor's directory of channels:
         self._resubscribe_from: int | None = None  # the next place; None: no walk is under way
         self._resubscribe: list[Covers | None] = []  # which channels it is for; None: all channels
@@ -271,11 +277,12 @@ class Hub:
         """
         self._waiters.notify_losses()
         self._take_refused()
+        self._ask_lost()
         self.resubscribe()
         has_notices = self._gaps.step(is_settled=self._is_settled)
         vacated = self._leave_vacated()
         has_more = self._waiters.has_losses or bool(self._refused)
-        has_more = has_more or vacated == NAMES_PER_COMMAND or self._may_resubscribe
+        has_more = has_more or vacated == NAMES_PER_COMMAND or self._may_resubscribe or self._lost.has_due
         return has_more or has_notices
 
     def _leave_vacated(self, covers: Covers | None = None, *, is_new: bool = False) -> int:
@@ -424,8 +431,12 @@ class Hub:
         self._asked_early.discard(name)
         self._watches.break_off([name])
         self._has_lost = True
-        if self._reactor.subscribers(name) or self._reactor.is_vacated(name):
+        if not self._reactor.subscribers(name) and not self._reactor.is_vacated(name):
+            return
+        if not was_asked:
             self._lost.add(name)
+        elif self._lost.refuse(name) >= REFUSALS_MOST or self._lost.is_refusing:
+            self._waiters.lose_channel(name)
 
     def on_refused(self, name: bytes) -> None:
         """Begin to refuse a channel that the bus forbids, unless a later SUBSCRIBE of it is unanswered."""
@@ -458,18 +469,30 @@ class Hub:
             del self._refused[name]
 
     def on_moved(self) -> None:
-        """Request the channels of moved slots again, after the map of the cluster was read."""
-        found = [name for name in self._lost if self.is_live_for(name)]
-        # The other channels stay: as long as no server serves their slot, no connection comes up for them.
-        self._lost.difference_update(found)
+        """Begin to request the channels of moved slots again, after the map of the cluster was read."""
+        self._end_lost_part()  # what it says about the server ends the former round, and not this one
+        self._lost.begin()
+        self._ask_lost()
+
+    def _ask_lost(self) -> None:
+        """Request the next part of the channels of moved slots, if the last part is answered."""
+        self._end_lost_part()
+        found = self._lost.take(self.is_live_for)
+        if not found:
+            return
         if self._resubscribe_from is not None:
             self._asked_early.update(found)
         self._ask_again(found)
 
+    def _end_lost_part(self) -> None:
+        """Notify the waiters of all lost channels if every channel of the last part was refused."""
+        if self._lost.end_part(self._unconfirmed):
+            self._waiters.lose(self._lost.__contains__)
+
     def _drop_unconfirmed(self, covers: Covers | None, *, keeps_lost: bool = False) -> None:
         """Stop to expect answers for the channels that a bus connection covers, and break their watches."""
         self._watches.break_covered(covers)
-        lost = set[bytes]() if keeps_lost else self._lost
+        lost = LostChannels() if keeps_lost else self._lost
         for names in (self._unconfirmed, self._returning, self._asked_early, lost):
             if covers is None:
                 names.clear()
@@ -514,6 +537,7 @@ class Hub:
         if not self._waiters.notify(name, Confirmation.LIVE):
             return False
         del self._unconfirmed[name]
+        self._lost.on_confirmed(name)
         self._charges.release(name)
         if self._returning and name in self._returning:
             self._returning.discard(name)

@@ -102,6 +102,10 @@ class Waiters:
             for conn in waiting
         )
 
+    def lose_channel(self, name: bytes) -> None:
+        """Queue every waiter of one channel, to be notified of a loss."""
+        self._lost.extend((name, conn) for conn in self._by_channel.get(name, ()))
+
     def cancel_losses(self, covers: Covers | None) -> None:
         """Drop the notices of loss that were not given yet for the channels of a connection that is back."""
         self._lost = deque(each for each in self._lost if covers is not None and not covers(each[0]))

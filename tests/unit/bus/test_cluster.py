@@ -288,3 +288,45 @@ def test_readings_of_the_map_ask_different_nodes() -> None:
                 assert sorted(nodes.asked) == [0, 1, 2]
 
     run(main())
+
+
+def test_readings_after_refusals_grow_rarer_and_an_announced_move_is_read_at_once() -> None:
+    """A cluster may be down for hours, and each reading requests all refused names again."""
+
+    class Returning(Listener):
+        """A listener that subscribes again to what was refused, like the hub."""
+
+        def __init__(self) -> None:
+            self.lost: set[bytes] = set()
+            self.subscriber: ClusterSubscriber | None = None
+
+        def on_lost(self, name: bytes, *, was_asked: bool) -> None:
+            assert was_asked
+            self.lost.add(name)
+
+        def on_moved(self) -> None:
+            if self.subscriber is not None:
+                again, self.lost = self.lost, set()
+                self.subscriber.subscribe(again)
+
+    async def main() -> None:
+        nodes, listener = Nodes(1), Returning()
+        async with nodes.running():
+            nodes.map = [slots((0, SLOTS - 1, nodes.port(0)))]
+            nodes.refusal = [b"-CLUSTERDOWN The cluster is down\r\n"]
+            async with nodes.subscribed(listener) as subscriber:
+                listener.subscriber = subscriber
+                nodes.asked.clear()
+                subscriber.subscribe([b"news"])
+                subscriber.subscribe_control(b"wsgate:ctl")
+                await until("the first reading", lambda: nodes.asked, 1.0)
+                await asyncio.sleep(2.0)
+                assert 3 <= len(nodes.asked) <= 10
+                assert len(nodes.buses[0].said(b"SSUBSCRIBE")) <= 22
+                nodes.asked.clear()
+                await until("a reading has ended", lambda: nodes.asked, 3.0)
+                nodes.asked.clear()
+                subscriber.topology.refresh()
+                await until("the urgent reading", lambda: nodes.asked, 0.5)
+
+    run(main())

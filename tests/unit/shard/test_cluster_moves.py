@@ -9,8 +9,10 @@ from typing import Any, Final, cast
 from tests.unit.shard.test_hub import HubRig
 from wsgate.bus import Backlog, Covers, push
 from wsgate.bus.cluster import ClusterSubscriber, Topology, _Lane
+from wsgate.bus.subscriber import NAMES_PER_COMMAND
 from wsgate.bus.topology import SLOTS, ClusterMap, Node, slot_of
 from wsgate.bus_address import parse_address
+from wsgate.shard.hub import Joined
 from wsgate.shard.unconfirmed import Confirmation
 
 ONE: Final[Node] = ("127.0.0.1", 1)
@@ -42,7 +44,7 @@ class Server:
         self.lane = lane
         self.subscriber: Any = lane.subscriber
         self.held: set[bytes] = set()  # names without the prefix; control names are whole
-        self.refusal = b""  # replied to each SSUBSCRIBE; empty: SSUBSCRIBE is confirmed
+        self.refuses: Callable[[bytes], bool] = lambda name: False  # the name of an SSUBSCRIBE
         self.commands = 0
         lane.task.cancel()
 
@@ -74,8 +76,8 @@ class Server:
             self.commands += 1
             asked = pending[0]
             name = asked.names[0].removeprefix(PREFIX)
-            if asked.command == b"SUBSCRIBE" and self.refusal:
-                self.subscriber.hand_up([(push.ERROR, self.refusal, None)])
+            if asked.command == b"SUBSCRIBE" and self.refuses(name):
+                self.subscriber.hand_up([(push.ERROR, b"CLUSTERDOWN The cluster is down", None)])
                 continue
             is_on = asked.command == b"SUBSCRIBE"
             (self.held.add if is_on else self.held.discard)(name)
@@ -94,7 +96,7 @@ class ClusterRig(HubRig):
         super().__init__()
         self.where = Topology(parse_address("redis+cluster://127.0.0.1:1"), 0.1, lambda why: None)
         self.readings = 0
-        self.where.refresh = self.count_reading  # type: ignore[method-assign]
+        self.where.refresh = self.where.retry = self.count_reading  # type: ignore[method-assign]
         self.cluster = ClusterSubscriber(self.where, PREFIX, cast(Any, self), Backlog(1 << 20))
         self.servers: dict[Node, Server] = {}
         self.downs = 0
@@ -160,6 +162,7 @@ class ClusterRig(HubRig):
                 await asyncio.sleep(0)
                 is_busy = self.hub.tidy()
                 is_busy = any([server.reply() for server in self.servers.values()]) or is_busy
+                is_busy = is_busy or self.cluster.unsent > 0  # written in the next pass of the loop
 
 
 def run(main: Callable[[ClusterRig], Coroutine[Any, Any, None]]) -> None:
@@ -392,5 +395,63 @@ def test_channel_with_the_text_of_a_control_name_follows_its_slot_too() -> None:
         rig.read_map()
         await rig.settle()
         assert rig.hub.receives(name) and rig.cluster.hears(name)
+
+    run(main)
+
+
+def test_every_waiter_is_answered_while_a_server_refuses_and_few_commands_are_repeated() -> None:
+    async def main(rig: ClusterRig) -> None:
+        one, other = await start(rig)
+        one.refuses = other.refuses = lambda name: True
+        peer = rig.connect()
+        names = [b"n%d" % number for number in range(3_000)]
+        for name in names:
+            rig.join(peer, name)
+        await rig.settle()
+        assert rig.confirmations == [], "a slot may be on its way"
+        rig.read_map()
+        await rig.settle()
+        assert sorted(rig.confirmations) == sorted((name, Confirmation.LOST) for name in names)
+        one.commands = other.commands = 0
+        for _ in range(10):
+            rig.read_map()
+            await rig.settle()
+        assert 0 < one.commands + other.commands <= 10 * NAMES_PER_COMMAND, "one part for each reading"
+        rig.confirmations.clear()
+        late = rig.connect()
+        assert rig.join(late, b"late") is Joined.WAITS
+        assert rig.join(late, names[0]) is Joined.WAITS
+        await rig.settle()
+        assert (b"late", Confirmation.LOST) in rig.confirmations, "one refusal is enough now"
+        rig.read_map()
+        await rig.settle()
+        assert (names[0], Confirmation.LOST) in rig.confirmations
+        one.refuses = other.refuses = lambda name: False
+        rig.read_map()
+        await rig.settle()
+        assert one.held | other.held == {*names, b"late"} and rig.hub.pending == 0
+        assert all(map(rig.hub.receives, names))
+
+    run(main)
+
+
+def test_channels_of_other_slots_are_subscribed_while_one_slot_stays_refused() -> None:
+    async def main(rig: ClusterRig) -> None:
+        one, _ = await start(rig)
+        stuck, moves, again = name_of(ONE), name_of(ONE, stem=b"m"), name_of(ONE, stem=b"a")
+        one.refuses = lambda name: name == stuck
+        for name in (stuck, moves, again):
+            rig.join(rig.connect(), name)
+        await rig.settle()
+        for _ in range(3):
+            one.announce(moves)
+            rig.read_map()
+            await rig.settle()
+            assert rig.hub.receives(moves) and rig.hub.pending == 1
+        assert (stuck, Confirmation.LOST) in rig.confirmations
+        one.refuses = lambda name: False
+        rig.read_map()
+        await rig.settle()
+        assert one.held >= {stuck, moves, again} and rig.hub.pending == 0
 
     run(main)
