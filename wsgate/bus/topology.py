@@ -9,7 +9,9 @@ Source: redis.io/docs, "Sentinel client spec" (request the primary from each sen
 server) and "Cluster specification", CLUSTER SLOTS.
 """
 
+import math
 import random
+import time
 from binascii import crc_hqx
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -33,6 +35,8 @@ __all__ = [
 SLOTS: Final = 16384
 NODES_MOST: Final = 1_000
 """The most nodes in a map: the largest cluster that Redis recommends. Each node with slots is connected."""
+GOSSIP_S: Final = 5.0
+"""Time after which the nodes of a cluster have notified each other of a moved slot, with a large margin."""
 HOST_LIMIT_BYTES: Final = 255
 Node = tuple[str, int]
 """The host and the port of one server."""
@@ -129,19 +133,28 @@ class NodeOrder:
     Each reading begins behind the node that sent the last map, so that one node with an old map cannot be the
     only source. A node that failed comes last, and so does a node whose map a server has contradicted with
     MOVED: a node that is cut off from the port of the cluster still replies, but its map no longer changes.
+
+    For `GOSSIP_S` after a change the same node is asked again: the others may not know of the change yet, and
+    their maps would move the slots back.
     """
 
     def __init__(self) -> None:
         self._source: Node | None = None  # the node that sent the last map
+        self._changed_s = -math.inf  # when a map last differed from the one before
         self._doubted: dict[Node, None] = {}  # the nodes that come last, doubted longest first
         self._named: Node | None = None  # the node that the last MOVED names
 
-    def sort(self, nodes: Iterable[Node]) -> list[Node]:
-        """Return distinct nodes in the order for the next reading, and forget doubts about other nodes."""
+    def sort(self, nodes: Iterable[Node], now_s: float) -> list[Node]:
+        """Return distinct nodes in the order for the next reading, and forget doubts about other nodes.
+
+        Args:
+            nodes: The nodes that may be asked.
+            now_s: A monotonic clock.
+        """
         known = list(dict.fromkeys(nodes))
         self._doubted = {node: None for node in self._doubted if node in known}
         if self._source in known:
-            start = known.index(self._source) + 1
+            start = known.index(self._source) + (now_s - self._changed_s >= GOSSIP_S)
         else:  # the shards of a fleet must not all ask the same node
             start = random.randrange(len(known)) if known else 0  # noqa: S311 - spreading
         turned = [node for node in known[start:] + known[:start] if node not in self._doubted]
@@ -149,9 +162,11 @@ class NodeOrder:
         first = [named] if named is not None and named in known else []
         return list(dict.fromkeys([*first, *turned, *self._doubted]))
 
-    def on_replied(self, node: Node) -> None:
-        """Note that a node sent the map that is used from now on."""
+    def on_replied(self, node: Node, now_s: float, *, has_changed: bool) -> None:
+        """Note that a node sent the map that is used from now on, and whether its owners are others."""
         self._source = node
+        if has_changed:
+            self._changed_s = now_s
         self._doubted.pop(node, None)
 
     def on_failed(self, node: Node) -> None:
@@ -191,7 +206,7 @@ async def read_cluster(
         BackendError: No node sends a valid map.
     """
     why, order = "", order or NodeOrder()
-    for node in order.sort((*known, *address.hosts)):
+    for node in order.sort((*known, *address.hosts), time.monotonic()):
         server = address.server(*node)
         try:
             async with asking(server, address.username, address.password, 2 * timeout_s) as questioner:
@@ -203,7 +218,8 @@ async def read_cluster(
             why = f"{node[0]}:{node[1]}: {error}"
             order.on_failed(node)
         else:
-            order.on_replied(node)
+            has_changed = before is not None and before.owners != found.owners
+            order.on_replied(node, time.monotonic(), has_changed=has_changed)
             return found
     raise BackendError(f"no node of the cluster sends a valid map: {why}", temporary=True)
 

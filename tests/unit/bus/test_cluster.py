@@ -11,7 +11,7 @@ import pytest
 from tests.support.fake_bus import FakeBus, Talk, fake_bus, until
 from wsgate.bus.backlog import Backlog
 from wsgate.bus.cluster import ClusterPublisher, ClusterSubscriber, Topology
-from wsgate.bus.topology import SLOTS, ClusterMap, Node, slot_of
+from wsgate.bus.topology import GOSSIP_S, SLOTS, ClusterMap, Node, slot_of
 from wsgate.bus_address import parse_address
 
 ONE: Final[Node] = ("127.0.0.1", 1)
@@ -282,6 +282,7 @@ def test_readings_of_the_map_ask_different_nodes() -> None:
             nodes.map = [slots(*((*edge, nodes.port(n)) for n, edge in enumerate(edges)))] * 3
             async with nodes.subscribed() as subscriber:
                 nodes.asked.clear()
+                subscriber.topology._order._changed_s -= GOSSIP_S
                 for reading in range(1, 4):
                     subscriber.topology.refresh()
                     await until("the map was read", lambda: len(nodes.asked) >= reading)  # noqa: B023
@@ -328,5 +329,31 @@ def test_readings_after_refusals_grow_rarer_and_an_announced_move_is_read_at_onc
                 nodes.asked.clear()
                 subscriber.topology.refresh()
                 await until("the urgent reading", lambda: nodes.asked, 0.5)
+
+    run(main())
+
+
+def test_slot_that_has_moved_does_not_move_back_while_other_nodes_send_the_old_map() -> None:
+    async def main() -> None:
+        nodes = Nodes(3)
+        async with nodes.running():
+            half = SLOTS // 2
+            old = slots((0, half, nodes.port(0)), (half + 1, SLOTS - 1, nodes.port(1)))
+            fresh = slots((0, half + 1, nodes.port(0)), (half + 2, SLOTS - 1, nodes.port(1)))
+            nodes.map = [old] * 3
+            async with nodes.subscribed() as subscriber:
+                where = subscriber.topology
+                where._order._changed_s -= GOSSIP_S
+                nodes.map[1] = fresh
+                owner = ("127.0.0.1", nodes.port(0))
+                while where.map.owners[half + 1] != owner:
+                    where.refresh()
+                    await asyncio.sleep(0.1)
+                for _ in range(3):
+                    nodes.asked.clear()
+                    where.refresh()
+                    await until("the map was read", lambda: nodes.asked)
+                    await asyncio.sleep(0.01)
+                    assert nodes.asked == [1] and where.map.owners[half + 1] == owner
 
     run(main())

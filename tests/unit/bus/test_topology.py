@@ -10,7 +10,7 @@ import pytest
 from tests.support.resp import NUMBERS, hostile_reply
 from wsgate.bus import question
 from wsgate.bus.question import Answer, Questioner
-from wsgate.bus.topology import NODES_MOST, SLOTS, NodeOrder, _map, _primary, node_in_moved, slot_of
+from wsgate.bus.topology import GOSSIP_S, NODES_MOST, SLOTS, NodeOrder, _map, _primary, node_in_moved, slot_of
 from wsgate.errors import BackendError
 
 
@@ -165,26 +165,38 @@ def test_slot_map_without_any_owner_raises_backend_error() -> None:
 def test_order_begins_behind_the_last_source_and_ends_with_nodes_that_failed() -> None:
     nodes = [("h", port) for port in range(1, 5)]
     order = NodeOrder()
-    assert sorted(order.sort(nodes)) == nodes
-    order.on_replied(nodes[1])
-    assert order.sort(nodes) == [nodes[2], nodes[3], nodes[0], nodes[1]]
+    assert sorted(order.sort(nodes, 0.0)) == nodes
+    order.on_replied(nodes[1], 0.0, has_changed=False)
+    assert order.sort(nodes, 0.0) == [nodes[2], nodes[3], nodes[0], nodes[1]]
     order.on_failed(nodes[2])
-    order.on_replied(nodes[3])
-    assert order.sort(nodes) == [nodes[0], nodes[1], nodes[3], nodes[2]]
-    assert order.sort(nodes[:2]) in (nodes[:2], nodes[1::-1]), "the doubted node is not in the map"
+    order.on_replied(nodes[3], 0.0, has_changed=False)
+    assert order.sort(nodes, 0.0) == [nodes[0], nodes[1], nodes[3], nodes[2]]
+    assert order.sort(nodes[:2], 0.0) in (nodes[:2], nodes[1::-1]), "the doubted node is not in the map"
+
+
+def test_node_that_reported_a_change_is_asked_again_until_the_other_nodes_know_of_it() -> None:
+    nodes = [("h", port) for port in range(1, 4)]
+    order = NodeOrder()
+    order.on_replied(nodes[1], 10.0, has_changed=True)
+    assert order.sort(nodes, 10.0 + GOSSIP_S - 0.1) == [nodes[1], nodes[2], nodes[0]]
+    order.on_replied(nodes[1], 10.1, has_changed=False)
+    assert order.sort(nodes, 10.0 + GOSSIP_S) == [nodes[2], nodes[0], nodes[1]]
+    order.on_replied(nodes[1], 20.0, has_changed=True)
+    order.on_contradicted(nodes[0])
+    assert order.sort(nodes, 20.0) == [nodes[0], nodes[2], nodes[1]], "the change was wrong"
 
 
 def test_node_that_moved_names_is_asked_first_and_the_source_of_the_map_last() -> None:
     nodes = [("h", port) for port in range(1, 5)]
     order = NodeOrder()
-    order.on_replied(nodes[1])
+    order.on_replied(nodes[1], 0.0, has_changed=False)
     order.on_contradicted(nodes[3])
-    assert order.sort(nodes) == [nodes[3], nodes[2], nodes[0], nodes[1]]
+    assert order.sort(nodes, 0.0) == [nodes[3], nodes[2], nodes[0], nodes[1]]
     order.on_contradicted(("unknown", 1))
-    assert order.sort(nodes) == [nodes[2], nodes[3], nodes[0], nodes[1]]
-    order.on_replied(nodes[2])
+    assert order.sort(nodes, 0.0) == [nodes[2], nodes[3], nodes[0], nodes[1]]
+    order.on_replied(nodes[2], 0.0, has_changed=False)
     order.on_contradicted(None)
-    assert order.sort(nodes) == [nodes[3], nodes[0], nodes[1], nodes[2]]
+    assert order.sort(nodes, 0.0) == [nodes[3], nodes[0], nodes[1], nodes[2]]
 
 
 @pytest.mark.parametrize(
