@@ -425,6 +425,12 @@ _GAUGES: Final = (
         "backlog_bytes", "Bytes of memory that these waiting publications take in the shard.", "backlog_bytes"
     ),
     _Gauge(
+        "bus_received_bytes",
+        "Bytes of memory that a shard holds for what it has received from the bus and not handled yet: the"
+        " buffer of its reader, at most 1 MiB when idle, and replies.",
+        "bus_received_bytes",
+    ),
+    _Gauge(
         "subscriptions_pending",
         "Channels of the shard whose subscription the bus has not confirmed yet.",
         "subscriptions_pending",

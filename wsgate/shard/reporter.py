@@ -126,6 +126,7 @@ class StatisticsReporter:
         region["subscriptions_pending"] = parts.hub.pending
         region["backlog_publications"] = len(parts.backlog)
         region["backlog_bytes"] = parts.backlog.held_bytes
+        region["bus_received_bytes"] = parts.subscriber.held_bytes
         self._counts["publications_dropped"] = parts.backlog.dropped
         self._count_blocks(numbers["now_connections"])
         region["log_lines_dropped"] = dropped_lines()

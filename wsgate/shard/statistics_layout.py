@@ -162,6 +162,7 @@ LAYOUT: Final = Layout(
         "probe_due_ms",  # monotonic time by which the bus must have echoed the next probe
         "backlog_publications",  # received from the bus and not delivered yet
         "backlog_bytes",  # memory of these publications
+        "bus_received_bytes",  # memory of received bytes and replies that the shard has not handled
         "subscriptions_pending",  # channels that the bus has not confirmed yet
         "token_cache_entries",
         "permission_sets",  # different permission sets of connections and cached tokens

@@ -1,6 +1,8 @@
 """Check names and size limits of publications, and that the commands refuse what the gateway would refuse."""
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import jwt
@@ -8,7 +10,7 @@ import pytest
 
 from wsgate import cli
 from wsgate.bus.receivers import is_channel, is_user, publish_limit_bytes
-from wsgate.node.runtime import RunningGateway, runtime_directory
+from wsgate.node.runtime import RunningGateway, lock_port, runtime_directory
 
 SECRET = "an example secret of more than 32 bytes"
 LIMITS = {"default": 100, "chat": 20}
@@ -75,8 +77,8 @@ def test_unconfigured_namespace_has_the_common_size_limit_in_development() -> No
 
 
 @pytest.fixture
-def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the runtime directory of a gateway that exists as long as this process and has no bus."""
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Yield the runtime directory of a gateway whose lock this process holds, and which has no bus."""
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
     monkeypatch.setenv("WSGATE_AUTH__HMAC_SECRET", SECRET)
     monkeypatch.setenv("WSGATE_TOKEN", "ignored")
@@ -92,7 +94,10 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         publish_limits=LIMITS,
     )
     running.write(runtime_directory({"RUNTIME_DIRECTORY": str(tmp_path)}))
-    return tmp_path
+    descriptor = lock_port(tmp_path, 8000)
+    assert descriptor is not None
+    yield tmp_path
+    os.close(descriptor)
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
