@@ -102,8 +102,8 @@ DEFECTS: Final = {
     "cancel": Defect(
         "a name that was unsubscribed before it was sent to the bus, and that is sent nevertheless",
         "wsgate/bus/subscriber.py",
-        "            del self._unsent[name]\n            self._unsent_bytes -= len(name)\n",
-        "            self._unsent[name] = command\n",
+        "        elif waiting.command is not command:\n            self._drop_unsent(name)\n",
+        "",
     ),
     "orphan": Defect(
         "a peer that has not taken everything and is not reset when lingering ends",

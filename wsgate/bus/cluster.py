@@ -298,15 +298,19 @@ class ClusterSubscriber:
         """The sum of `Subscriber.held_bytes` over all servers."""
         return sum(lane.subscriber.held_bytes for lane in self._lanes.values())
 
-    def subscribe(self, names: Iterable[bytes]) -> list[bytes]:
+    def subscribe(self, names: Iterable[bytes], *, may_cancel: bool = True) -> list[bytes]:
         """Queue an SSUBSCRIBE for each channel on the server of its slot, like `Subscriber.subscribe`."""
         lanes = self._by_lane(names).items()
-        return [name for lane, some in lanes for name in lane.subscriber.subscribe(some)]
+        return [
+            name for lane, some in lanes for name in lane.subscriber.subscribe(some, may_cancel=may_cancel)
+        ]
 
-    def unsubscribe(self, names: Iterable[bytes]) -> list[bytes]:
+    def unsubscribe(self, names: Iterable[bytes], *, may_cancel: bool = True) -> list[bytes]:
         """Queue an SUNSUBSCRIBE for each channel on the server of its slot, like `Subscriber.unsubscribe`."""
         lanes = self._by_lane(names).items()
-        return [name for lane, some in lanes for name in lane.subscriber.unsubscribe(some)]
+        return [
+            name for lane, some in lanes for name in lane.subscriber.unsubscribe(some, may_cancel=may_cancel)
+        ]
 
     def subscribe_control(self, name: bytes) -> None:
         """Subscribe to a control name now, and again whenever its server reconnects or its slot moves."""

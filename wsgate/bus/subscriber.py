@@ -8,7 +8,8 @@ subscriptions: the listener subscribes again when `on_up` is called.
 
 The memory is bounded, also while the bus does not reply: the backlog has a limit, at most `UNANSWERED_LIMIT`
 names are sent and unanswered, and the other names are queued. At most one command is queued for a name, and
-the opposite command cancels it, so a client that subscribes and unsubscribes in a loop adds nothing.
+the opposite command cancels it, so a client that subscribes and unsubscribes in a loop adds nothing. If the
+listener does not know whether the server has the name, the opposite command replaces the queued one instead.
 
 A connection is closed and replaced when the server does not reply to PING, does not confirm a command, or
 replies with an error. Two errors keep the connection: on a cluster, that a slot has moved; and that the
@@ -28,10 +29,10 @@ python -m loadtest bus_subscriber
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from wsgate.bus import push
 from wsgate.bus.backlog import Backlog
@@ -76,6 +77,13 @@ class _PendingSubscribe:
 
     command: bytes
     names: deque[bytes]
+
+
+class _Queued(NamedTuple):
+    """A command that is queued for one name."""
+
+    command: bytes
+    may_cancel: bool  # False: the server may lack or have the name, so one of the commands must be sent
 
 
 class SubscriberListener(Protocol):
@@ -177,7 +185,7 @@ class Subscriber:
         self._backlog = backlog
         self._options = options or SubscriberOptions()
         self._connection: Connection | None = None
-        self._unsent: dict[bytes, bytes] = {}  # whole name: the one command queued for it
+        self._unsent: dict[bytes, _Queued] = {}  # whole name: the one command queued for it
         self._unsent_bytes = 0  # bytes of the names in `_unsent`
         self._is_write_scheduled = False
         self._most_s = BACKOFF_KNOWN_S if address.kind or is_sharded else BACKOFF_MOST_S
@@ -225,35 +233,48 @@ class Subscriber:
         """Memory in bytes of what was received and neither handled nor put into the backlog. O(replies)."""
         return self._connection.held_bytes if self._connection is not None else 0
 
-    def subscribe(self, names: Iterable[bytes]) -> list[bytes]:
+    def subscribe(self, names: Iterable[bytes], *, may_cancel: bool = True) -> list[bytes]:
         """Queue a SUBSCRIBE for each channel; the commands are sent in the next pass, in batches.
 
         While the connection is down this does nothing: subscribe in `on_up`.
 
         Args:
             names: Channel names without the prefix.
+            may_cancel: An UNSUBSCRIBE that follows before the SUBSCRIBE is sent cancels it. False: it
+                replaces the SUBSCRIBE, because the server may have the channel already.
 
         Returns:
-            The names for which no reply will come, because nothing is sent: their queued UNSUBSCRIBE is
-            cancelled, or a SUBSCRIBE for them is queued already.
+            The names for which no further reply will come: their queued UNSUBSCRIBE is cancelled, or a
+            SUBSCRIBE for them is queued already.
         """
-        return [name for name in names if not self._enqueue(_SUBSCRIBE, self._prefix + name)]
+        needless: list[bytes] = []
+        for name in names:
+            waiting = self._enqueue(_SUBSCRIBE, self._prefix + name, may_cancel=may_cancel)
+            if waiting and (waiting.command is _SUBSCRIBE or (waiting.may_cancel and may_cancel)):
+                needless.append(name)
+        return needless
 
     def subscribe_control(self, name: bytes) -> None:
         """Queue a SUBSCRIBE for a control name: the whole name, which must not begin with the prefix."""
         self._enqueue(_SUBSCRIBE, name)
 
-    def unsubscribe(self, names: Iterable[bytes]) -> list[bytes]:
+    def unsubscribe(self, names: Iterable[bytes], *, may_cancel: bool = True) -> list[bytes]:
         """Queue an UNSUBSCRIBE for each channel; it takes effect in order with calls of `subscribe`.
 
         Args:
             names: Channel names without the prefix.
+            may_cancel: A SUBSCRIBE that follows before the UNSUBSCRIBE is sent cancels it. False: it replaces
+                the UNSUBSCRIBE, because the server may lack the channel already.
 
         Returns:
-            The names for which no reply will come, because nothing is sent: their queued SUBSCRIBE is
-            cancelled, or an UNSUBSCRIBE for them is queued already.
+            The names whose SUBSCRIBE was queued and will not be sent, so that no reply to it will come.
         """
-        return [name for name in names if not self._enqueue(_UNSUBSCRIBE, self._prefix + name)]
+        unsent: list[bytes] = []
+        for name in names:
+            waiting = self._enqueue(_UNSUBSCRIBE, self._prefix + name, may_cancel=may_cancel)
+            if waiting and waiting.command is _SUBSCRIBE:
+                unsent.append(name)
+        return unsent
 
     def limit_payload(self, limit_bytes: int) -> None:
         """Change the largest payload of a publication, in bytes, for this connection and later ones."""
@@ -364,6 +385,8 @@ class Subscriber:
                     listener.on_control(name, payload)
                 elif kind == push.UNSUBSCRIBED and self._is_sharded and not self._is_leaving(name):
                     self._heard.discard(name)
+                    if self._prefix + name in self._unsent:
+                        self._drop_unsubscribe(self._prefix + name, self._pending_names())
                     listener.on_lost(name, was_asked=False)
                 elif kind == push.UNSUBSCRIBED:
                     self._on_answer()
@@ -392,7 +415,9 @@ class Subscriber:
         if text.startswith(b"MOVED "):
             self._on_moved(text)
         if asked.command is _SUBSCRIBE:
+            later = self._pending_names()
             for name in asked.names:
+                self._drop_unsubscribe(name, later)
                 self._listener.on_lost(name.removeprefix(self._prefix), was_asked=True)
         return True
 
@@ -406,21 +431,43 @@ class Subscriber:
         if not text.startswith(_FORBIDDEN) or not self._pending or self._pending[0].command is not _SUBSCRIBE:
             return False
         names = self._pending.popleft().names
-        later = {name for asked in self._pending for name in asked.names}
+        later = self._pending_names()
         is_single = len(names) == 1
         for name in names:
             if not is_single and name not in later and name not in self._unsent:
                 self._send(_SUBSCRIBE, [name])
                 continue
             self._unanswered -= 1
-            if name not in later and self._unsent.pop(name, None) is not None:  # an UNSUBSCRIBE
-                self._unsent_bytes -= len(name)
+            self._drop_unsubscribe(name, later)
             is_channel = name.startswith(self._prefix)
             if not is_channel or not self._listener.on_refused(name.removeprefix(self._prefix)):
                 return False
         self._progress_s = asyncio.get_running_loop().time()
         self._schedule_write()
         return True
+
+    def _pending_names(self) -> set[bytes]:
+        """Return the whole names of all commands that are sent and not answered. O(unanswered names)."""
+        return {name for asked in self._pending for name in asked.names}
+
+    def _drop_unsubscribe(self, name: bytes, later: Container[bytes]) -> None:
+        """Drop the queued UNSUBSCRIBE of a whole name that the server does not have.
+
+        A later SUBSCRIBE would cancel it, and then neither would be sent.
+
+        Args:
+            name: The name with its prefix.
+            later: The names of pending commands. Their queued UNSUBSCRIBE is kept, because the server may get
+                the name from a pending SUBSCRIBE.
+        """
+        waiting = self._unsent.get(name)
+        if waiting is not None and waiting.command is _UNSUBSCRIBE and name not in later:
+            self._drop_unsent(name)
+
+    def _drop_unsent(self, name: bytes) -> None:
+        """Drop the queued command of a whole name."""
+        del self._unsent[name]
+        self._unsent_bytes -= len(name)
 
     def _on_answer(self) -> None:
         """Count one name of the oldest command as answered, and schedule queued commands."""
@@ -454,24 +501,30 @@ class Subscriber:
 
     # --- out ------------------------------------------------------------------------------------------
 
-    def _enqueue(self, command: bytes, name: bytes) -> bool:
-        """Queue a command for one whole name.
+    def _enqueue(self, command: bytes, name: bytes, *, may_cancel: bool = True) -> _Queued | None:
+        """Queue a command for one whole name, or cancel or replace the one that is queued for it.
+
+        Args:
+            command: `_SUBSCRIBE` or `_UNSUBSCRIBE`.
+            name: The name with its prefix.
+            may_cancel: False: if the opposite command is queued, replace it, and let a later one replace this
+                one. The same holds if the queued one was given False.
 
         Returns:
-            False: nothing new is queued, because the opposite command was queued and is cancelled, or the
-                same command is queued already.
+            The command that was queued before; None: none was.
         """
         if self._connection is None:
-            return True
+            return None
         waiting = self._unsent.get(name)
         if waiting is None:
-            self._unsent[name] = command
+            self._unsent[name] = _Queued(command, may_cancel)
             self._unsent_bytes += len(name)
             self._schedule_write()
-        elif waiting != command:
-            del self._unsent[name]
-            self._unsent_bytes -= len(name)
-        return waiting is None
+        elif not (may_cancel and waiting.may_cancel):
+            self._unsent[name] = _Queued(command, may_cancel=False)
+        elif waiting.command is not command:
+            self._drop_unsent(name)
+        return waiting
 
     def _schedule_write(self) -> None:
         """Schedule a write, if names are queued and the limit of unanswered names allows it."""
@@ -483,7 +536,7 @@ class Subscriber:
         """Remove the names queued longest, and yield them in runs that have the same command."""
         taken = [(self._unsent.pop(name), name) for name in list(islice(self._unsent, most))]
         self._unsent_bytes -= sum(len(name) for _, name in taken)
-        for command, run in groupby(taken, key=lambda pair: pair[0]):
+        for command, run in groupby(taken, key=lambda pair: pair[0].command):
             yield command, [name for _, name in run]
 
     def _write(self) -> None:

@@ -7,6 +7,9 @@ Rules:
 - The first subscriber of a channel makes the hub send SUBSCRIBE for its name. UNSUBSCRIBE is sent when the
   reactor reports that the channel has no subscriber left. The bus receives both in order, in batches. For a
   channel that is left before its SUBSCRIBE was sent, nothing is sent.
+- Opposite commands that are not sent yet cancel each other only if the hub knows whether the bus has the
+  channel. While the walk that subscribes again is under way, the hub knows this only of a channel with an
+  unanswered SUBSCRIBE. For the other channels the later command replaces the earlier one.
 - A channel is confirmed when the bus has answered every SUBSCRIBE that was sent for its name. After a quick
   unsubscribe and subscribe, the first answer belongs to the first SUBSCRIBE.
 - A connection may add a channel that is new to the bus only while few of its channels are unconfirmed, and
@@ -219,8 +222,7 @@ class Hub:
         if subscribers <= 0:
             return {0: Joined.GONE, -1: Joined.ALREADY, -2: Joined.TOO_MANY}[subscribers]
         if subscribers == 1 and not is_known and self.is_live_for(name):
-            self._lost.discard(name)
-            self._ask_once(name)
+            self._ask_once(name, may_cancel=True)
             if is_counted and name in self._unconfirmed:
                 self._charges.charge(conn, name)
         return self.confirm(conn, name, waiter)
@@ -240,8 +242,8 @@ class Hub:
             waiter: If `WAITS` is returned, called once with the outcome, unless the connection leaves before.
         """
         if self.is_live_for(name) and name not in self._lost:
-            if name not in self._unconfirmed and self._awaits_its_turn(name):
-                self._ask_once(name)
+            if self._is_uncertain(name):
+                self._ask_once(name, may_cancel=False)
             if name not in self._unconfirmed:
                 return Joined.LIVE
         self.wait(conn, name, waiter)
@@ -288,6 +290,8 @@ class Hub:
     def _leave_vacated(self, covers: Covers | None = None, *, is_new: bool = False) -> int:
         """Unsubscribe from up to `NAMES_PER_COMMAND` channels that have no subscriber here any more.
 
+        No UNSUBSCRIBE is sent for a channel that the bus has ended or refused.
+
         Args:
             covers: Which channels a new bus connection covers; None: all channels.
             is_new: Send no UNSUBSCRIBE for the covered channels, because the new connection has none of
@@ -298,44 +302,59 @@ class Hub:
             How many channels the reactor reported, 0 to `NAMES_PER_COMMAND`.
         """
         vacated = self._reactor.take_vacated(NAMES_PER_COMMAND)
-        if self._lost:
-            self._lost.difference_update(vacated)
         self._watches.break_off(vacated)
-        if is_new:
-            held = [] if covers is None else [name for name in vacated if not covers(name)]
-        else:
-            held = vacated
-        if held and self._bus is not None:
-            for name in self._bus.unsubscribe(held):
-                self._drop_answer(name)
+        known: list[bytes] = []
+        uncertain: list[bytes] = []
+        for name in vacated:
+            if name in self._lost:
+                self._lost.discard(name)
+            elif not (is_new and (covers is None or covers(name))):
+                (uncertain if self._is_uncertain(name) else known).append(name)
+        for names, may_cancel in ((known, True), (uncertain, False)):
+            if names and self._bus is not None:
+                for name in self._bus.unsubscribe(names, may_cancel=may_cancel):
+                    self._drop_answer(name)
         return len(vacated)
 
-    def _ask_again(self, names: list[bytes]) -> None:
+    def _is_uncertain(self, name: bytes) -> bool:
+        """Return whether the hub cannot tell if the bus has this channel, which is not in `_lost`.
+
+        The walk that subscribes again keeps no list of the channels that it has requested. While a SUBSCRIBE
+        of the channel is unanswered, the hub knows that the last command decides.
+        """
+        return name not in self._unconfirmed and self._awaits_its_turn(name)
+
+    def _ask_again(self, names: list[bytes], *, may_cancel: bool = True) -> None:
         """Request channels whose publications may be lost until the bus confirms the channels again."""
+        self._ask(names, may_cancel=may_cancel)
         if self._has_lost:
-            self._returning.update(names)
-        self._ask(names)
+            self._returning.update(name for name in names if name in self._unconfirmed)
 
-    def _ask(self, names: list[bytes]) -> None:
-        """Send SUBSCRIBE for channels that were not requested since the bus came up; count answers to come.
+    def _ask(self, names: list[bytes], *, may_cancel: bool = True) -> None:
+        """Send SUBSCRIBE for channels, and count the answers to come.
 
-        A channel must not be requested twice: an UNSUBSCRIBE would cancel only the second SUBSCRIBE while it
-        is unsent, and the first one would keep the channel.
+        Args:
+            names: The channels.
+            may_cancel: The bus has none of them, apart from those whose UNSUBSCRIBE is queued. False: the bus
+                may have them. Then an UNSUBSCRIBE must not cancel this SUBSCRIBE while it is unsent, because
+                an earlier one would keep the channel.
         """
         assert self._bus is not None
+        self._lost.difference_update(names)
         unanswered = Counter(names)
-        unanswered.subtract(self._bus.subscribe(names))
+        unanswered.subtract(self._bus.subscribe(names, may_cancel=may_cancel))
         for name, answers in unanswered.items():
             if answers > 0:
                 self._unconfirmed[name] = self._unconfirmed.get(name, 0) + answers
 
-    def _ask_once(self, name: bytes) -> None:
+    def _ask_once(self, name: bytes, *, may_cancel: bool) -> None:
         """Request one channel now, and let the walk that subscribes again skip it."""
         if self._resubscribe_from is None:
-            self._ask([name])
+            self._ask([name], may_cancel=may_cancel)
         else:
             self._asked_early.add(name)
-            self._ask_again([name])  # the channel may have had a subscriber before the loss
+            # The channel may have had a subscriber before the loss.
+            self._ask_again([name], may_cancel=may_cancel)
 
     def _drop_answer(self, name: bytes) -> None:
         """Expect one answer fewer for a channel; after the last one the channel is unconfirmed no more."""
@@ -344,6 +363,7 @@ class Hub:
             self._unconfirmed[name] = answers - 1
         else:
             self._unconfirmed.pop(name, None)
+            self._returning.discard(name)
             self._charges.release(name)
 
     # --- events of the bus ----------------------------------------------------------------------------
@@ -388,10 +408,17 @@ class Hub:
         """Request the next part of the channels that are subscribed again, if few are unconfirmed now."""
         if self._resubscribe_from is None or not self._may_resubscribe:
             return
+        if self._leave_vacated() == NAMES_PER_COMMAND:
+            # The walk passes over a channel without subscribers. So all of these are left before each part:
+            # `join` assumes that the bus has a channel that was left after the last part.
+            return
         names, place = self._reactor.channels(self._resubscribe_from, NAMES_PER_COMMAND)
         self._resubscribe_from = place or None
-        due = (name for name in names if self._is_covered(name) and self.is_live_for(name))
-        self._ask_again([name for name in due if name not in self._asked_early and name not in self._lost])
+        skipped = (self._asked_early, self._unconfirmed, self._lost)
+        due = (name for name in names if not any(name in each for each in skipped))
+        due = (name for name in due if self._is_covered(name) and self.is_live_for(name))
+        # A walk that began again for a further server has requested channels of the earlier server before.
+        self._ask_again(list(due), may_cancel=len(self._resubscribe) == 1)
         if self._resubscribe_from is None:
             self._resubscribe, self._resubscribe_next = self._resubscribe_next, []
             if self._resubscribe:
@@ -427,10 +454,15 @@ class Hub:
         """
         if was_asked:
             self._drop_answer(name)
-        self._returning.discard(name)
-        self._asked_early.discard(name)
         self._watches.break_off([name])
         self._has_lost = True
+        if name in self._unconfirmed:
+            # The answer to a later SUBSCRIBE decides.
+            if not was_asked:
+                self._returning.add(name)
+            return
+        self._returning.discard(name)
+        self._asked_early.discard(name)
         if not self._reactor.subscribers(name) and not self._reactor.is_vacated(name):
             return
         if not was_asked:

@@ -8,11 +8,11 @@ from typing import cast
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.reactor_rig import Peer, Rig
-from wsgate.bus import Publication, Subscriber, encode_publication
+from wsgate.bus import Covers, Publication, Subscriber, encode_publication
 from wsgate.bus.subscriber import NAMES_PER_COMMAND
 from wsgate.dialects import DIALECTS
 from wsgate.payload import BINARY, JSON, TEXT, Payload
@@ -42,17 +42,20 @@ RULES = {"default": ChannelRules(max_publish_bytes=1_000), "big": ChannelRules(m
 class Bus:
     """Act as a Redis with one connection: commands in order, one confirmation for each name.
 
-    Beyond `sent_limit` commands the others wait, and opposite ones cancel each other, as in `Subscriber`.
+    Beyond `sent_limit` commands the others wait, and opposite ones cancel or replace each other, as in
+    `Subscriber`.
     """
 
     def __init__(self) -> None:
         self.is_up = False
+        self.lost_servers: list[Covers] = []  # the servers of a cluster that are down
         self.commands: list[tuple[str, bytes]] = []  # not confirmed yet
         self.held: set[bytes] = set()
         self.asked: Counter[bytes] = Counter()
         self.most_waiting = 0
         self.sent_limit = 1_000_000
         self.waiting: dict[bytes, str] = {}
+        self.replaceable: set[bytes] = set()  # the waiting ones that are replaced and not cancelled
         self.waiting_bytes = 0
 
     @property
@@ -60,31 +63,71 @@ class Bus:
         return len(self.waiting)
 
     def is_up_for(self, name: bytes) -> bool:
-        return self.is_up
+        return self.is_up and not any(covers(name) for covers in self.lost_servers)
 
-    def subscribe(self, names: Iterable[bytes]) -> list[bytes]:
-        return self.queue("subscribe", names)
-
-    def unsubscribe(self, names: Iterable[bytes]) -> list[bytes]:
-        return self.queue("unsubscribe", names)
-
-    def queue(self, kind: str, names: Iterable[bytes]) -> list[bytes]:
+    def subscribe(self, names: Iterable[bytes], *, may_cancel: bool = True) -> list[bytes]:
         needless = []
-        for name in names if self.is_up else ():
-            waiting = self.waiting.get(name)
-            if waiting is None:
-                self.waiting[name] = kind
-                self.send()
-                continue
-            needless.append(name)
-            if waiting != kind:
-                del self.waiting[name]
+        for name in names:
+            before, after = self.queue("subscribe", name, may_cancel=may_cancel)
+            if before == "subscribe" or (before and not after):
+                needless.append(name)
         return needless
+
+    def unsubscribe(self, names: Iterable[bytes], *, may_cancel: bool = True) -> list[bytes]:
+        return [
+            name for name in names if self.queue("unsubscribe", name, may_cancel=may_cancel)[0] == "subscribe"
+        ]
+
+    def queue(self, kind: str, name: bytes, *, may_cancel: bool) -> tuple[str | None, str | None]:
+        """Queue a command; return the one that waited before, and the one that waits or is sent now."""
+        if not self.is_up_for(name):
+            return None, kind
+        before = self.waiting.get(name)
+        if not may_cancel:
+            self.replaceable.add(name)
+        if before is not None and before != kind and name not in self.replaceable:
+            del self.waiting[name]
+            return before, None
+        self.waiting[name] = kind
+        self.send()
+        return before, kind
+
+    def end(self, name: bytes) -> bool:
+        """End a subscription, as a server does whose slot moves; return False if there is none."""
+        if name not in self.held:
+            return False
+        self.held.discard(name)
+        self.drop_unsubscribe(name)
+        return True
+
+    def refuse(self) -> bytes | None:
+        """Refuse the oldest command and return its name; None: it is no SUBSCRIBE."""
+        if not self.commands or self.commands[0][0] != "subscribe":
+            return None
+        _, name = self.commands.pop(0)
+        self.held.discard(name)  # an earlier subscription ends with the slot or the permission
+        self.drop_unsubscribe(name)
+        self.send()
+        return name
+
+    def drop_unsubscribe(self, name: bytes) -> None:
+        """Drop a waiting UNSUBSCRIBE of a name that the bus does not have."""
+        if self.waiting.get(name) == "unsubscribe" and name not in [each for _, each in self.commands]:
+            del self.waiting[name]
+            self.replaceable.discard(name)
+
+    def clear(self, covers: Covers = lambda name: True) -> None:
+        """Forget every command and subscription of the covered names, as with a lost connection."""
+        self.commands = [each for each in self.commands if not covers(each[1])]
+        self.waiting = {name: kind for name, kind in self.waiting.items() if not covers(name)}
+        self.replaceable = {name for name in self.replaceable if not covers(name)}
+        self.held = {name for name in self.held if not covers(name)}
 
     def send(self) -> None:
         while self.waiting and len(self.commands) < self.sent_limit:
             name = next(iter(self.waiting))
             kind = self.waiting.pop(name)
+            self.replaceable.discard(name)
             self.commands.append((kind, name))
             if kind == "subscribe":
                 self.asked[name] += 1
@@ -129,9 +172,7 @@ class HubRig(Rig):
 
     def down(self) -> None:
         self.bus.is_up = False
-        self.bus.commands.clear()
-        self.bus.waiting.clear()
-        self.bus.held.clear()
+        self.bus.clear()
         self.hub.on_down()
 
     def confirm(self, most: int = 1_000_000) -> int:
@@ -666,6 +707,98 @@ def test_recovery_of_an_existing_subscription_waits_for_its_confirmation(live: H
     assert live.hub.confirm(peer.conn, b"news", live.waiter) is Joined.WAITS
 
 
+def resubscribe_until_the_last_part(bench: HubRig) -> tuple[bytes, Peer]:
+    """Lose the bus and bring the walk to its last part, which waits for answers of the bus.
+
+    Returns:
+        A channel that only the last part requests, and its subscriber.
+    """
+    peer = bench.connect()
+    names = [b"%05d" % number for number in range(ASKED_LIMIT + 2 * NAMES_PER_COMMAND)]
+    for name in names[:-1]:
+        bench.join(peer, name)
+    last = bench.connect()
+    bench.join(last, names[-1])
+    bench.confirm()
+    bench.down()
+    bench.bus.sent_limit = ASKED_LIMIT
+    bench.up()
+    for _ in range(10):
+        bench.hub.tidy()
+    assert names[-1] not in bench.hub._unconfirmed
+    return names[-1], last
+
+
+@pytest.mark.parametrize("is_tidied", [True, False])
+def test_name_left_before_its_resubscription_is_requested_when_it_is_joined_after_it(
+    live: HubRig, is_tidied: bool
+) -> None:
+    name, last = resubscribe_until_the_last_part(live)
+    live.hub.leave(last.conn, name)
+    if is_tidied:
+        live.hub.tidy()  # an UNSUBSCRIBE waits, although the bus does not have the name
+    live.confirm(NAMES_PER_COMMAND)
+    assert live.hub._resubscribe_from is None
+    live.confirmations.clear()
+    assert live.join(live.connect(), name) is Joined.WAITS
+    live.confirm()
+    assert live.confirmations == [(name, Confirmation.LIVE)] and name in live.bus.held
+
+
+def test_name_resubscribed_before_the_end_of_the_walk_is_left_for_good(live: HubRig) -> None:
+    """The join requests the name a second time, because the walk does not know what it has requested."""
+    resubscribe_until_the_last_part(live)
+    late = live.connect()
+    live.confirm(1)
+    name = b"00000"
+    assert name in live.bus.held and live.hub._resubscribe_from is not None
+    assert live.join(late, name) is Joined.WAITS
+    for conn in live.reactor.subscribed(name):
+        live.hub.leave(conn, name)
+    live.hub.tidy()
+    live.confirm()
+    assert name not in live.bus.held
+
+
+@pytest.mark.parametrize("is_forbidden", [True, False])
+def test_name_that_the_bus_has_ended_is_requested_when_it_is_joined_again(
+    live: HubRig, is_forbidden: bool
+) -> None:
+    peer = live.connect()
+    live.join(peer, b"news")
+    if is_forbidden:
+        assert live.bus.refuse() == b"news"
+        live.hub.on_refused(b"news")
+    else:
+        live.confirm()
+        live.bus.end(b"news")
+        live.hub.on_lost(b"news", was_asked=False)
+    live.bus.sent_limit = 0
+    live.hub.leave(peer.conn, b"news")
+    live.hub.tidy()
+    live.hub.tidy()
+    assert not live.bus.waiting, "the bus does not have the name"
+    assert live.join(live.connect(), b"news") is Joined.WAITS
+    assert live.bus.waiting == {b"news": "subscribe"}
+
+
+def test_join_that_cancels_an_unsubscribe_during_the_walk_of_another_server_is_live(
+    live: HubRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer = live.connect()
+    for name in (b"a1", b"b1"):
+        live.join(peer, name)
+    live.confirm()
+    live.hub.on_down(is_on_a)
+    live.bus.sent_limit = 0
+    live.hub.leave(peer.conn, b"b1")
+    live.hub.tidy()
+    monkeypatch.setattr("wsgate.shard.hub.ASKED_LIMIT", -1)  # the walk stays at its beginning
+    live.hub.on_up(is_on_a)
+    assert live.join(peer, b"b1") is Joined.LIVE
+    assert live.hub.receives(b"b1"), "no answer to a SUBSCRIBE will come"
+
+
 def test_name_left_before_a_bus_loss_is_subscribed_when_joined_after_the_loss(live: HubRig) -> None:
     """The new bus connection has no such name, so no unsent UNSUBSCRIBE may cancel the SUBSCRIBE."""
     live.bus.sent_limit = 1
@@ -685,68 +818,155 @@ def test_name_left_before_a_bus_loss_is_subscribed_when_joined_after_the_loss(li
     assert live.bus.held == {b"a", b"b"}
 
 
+def has_channel(bus: Bus, name: bytes) -> bool:
+    """Return whether the bus has a channel and keeps it."""
+    commands = [*bus.commands, *((kind, each) for each, kind in bus.waiting.items())]
+    return name in bus.held and ("unsubscribe", name) not in commands
+
+
 def note_outcome(
-    bench: HubRig, waiting: set[tuple[int, bytes]], conn: int, name: bytes, is_live: int
+    bench: HubRig, waiting: set[tuple[int, bytes]], conn: int, name: bytes, outcome: Confirmation
 ) -> None:
     """Check that each wait has one outcome, none after a leave, and live only if the bus has the channel."""
     assert (conn, name) in waiting
-    assert not is_live or name in bench.bus.held
+    assert outcome is not Confirmation.LIVE or name in bench.bus.held
     waiting.discard((conn, name))
 
 
+def is_on_first(name: bytes) -> bool:
+    return name in (b"a", b"b")
+
+
+def is_on_second(name: bytes) -> bool:
+    return not is_on_first(name)
+
+
+class Steps:
+    """Carry out random steps on a hub, and check after each that a live channel is a channel of the bus."""
+
+    def __init__(self, bench: HubRig, sent_limit: int) -> None:
+        self.bench = bench
+        self.bus = bench.bus
+        self.bus.sent_limit = sent_limit
+        self.names = [b"a", b"b", b"c", b"d"]
+        self.peers = [bench.connect() for _ in range(3)]
+        self.waiting: set[tuple[int, bytes]] = set()
+        bench.up()
+
+    def step(self, what: str, which: int, channel: int) -> None:
+        getattr(self, what)(which, self.names[channel])
+        for name in self.names:
+            is_confirmed = name not in self.bench.hub._unconfirmed and self.bench.hub.receives(name)
+            if self.bench.reactor.subscribers(name) and is_confirmed:
+                assert has_channel(self.bus, name)
+
+    def join(self, which: int, name: bytes) -> None:
+        conn = self.peers[which % 3].conn
+        joined = self.bench.hub.join(conn, name, 0, partial(note_outcome, self.bench, self.waiting, conn))
+        if joined is Joined.WAITS:
+            self.waiting.add((conn, name))
+        if joined is Joined.LIVE:
+            assert has_channel(self.bus, name)
+
+    def leave(self, which: int, name: bytes) -> None:
+        self.bench.hub.leave(self.peers[which % 3].conn, name)
+        self.waiting.discard((self.peers[which % 3].conn, name))
+
+    def confirm(self, which: int, name: bytes) -> None:
+        self.bench.confirm(which)
+
+    def tidy(self, which: int, name: bytes) -> None:
+        self.bench.hub.tidy()
+
+    def resubscribe(self, which: int, name: bytes) -> None:
+        self.bench.hub.resubscribe()
+
+    def flap(self, which: int, name: bytes) -> None:
+        """Lose the bus, and connect it again in five of six cases."""
+        self.bus.lost_servers.clear()
+        self.bench.down()
+        if which:
+            self.bench.up()
+
+    def flap_server(self, which: int, name: bytes) -> None:
+        """Lose one server of a cluster, or connect it again."""
+        covers = (is_on_first, is_on_second)[which % 2]
+        if not self.bus.is_up:
+            return
+        if covers in self.bus.lost_servers:
+            self.bus.lost_servers.remove(covers)
+            self.bench.hub.on_up(covers)
+        else:
+            self.bus.lost_servers.append(covers)
+            self.bus.clear(covers)
+            self.bench.hub.on_down(covers)
+            self.bus.send()
+
+    def lose(self, which: int, name: bytes) -> None:
+        """End the subscription to a name, or refuse the oldest SUBSCRIBE, because a slot moves."""
+        refused = self.bus.refuse() if which % 2 else None
+        if refused is not None:
+            self.bench.hub.on_lost(refused, was_asked=True)
+        elif self.bus.end(name):
+            self.bench.hub.on_lost(name, was_asked=False)
+
+    def moved(self, which: int, name: bytes) -> None:
+        self.bench.hub.on_moved()
+
+    def forbid(self, which: int, name: bytes) -> None:
+        """Refuse the oldest SUBSCRIBE for good."""
+        refused = self.bus.refuse()
+        if refused is not None:
+            self.bench.hub.on_refused(refused)
+
+    def end(self, which: int, name: bytes) -> None:
+        """End a connection, and replace it."""
+        conn = self.peers[which % 3].conn
+        self.bench.hub.forget(conn)
+        self.waiting -= {(conn, each) for each in self.names}
+        self.bench.reactor.abort(conn)
+        self.bench.turn()
+        self.peers[which % 3] = self.bench.connect()
+
+    def settle(self) -> None:
+        """Bring the bus up and answer until nothing is left to do."""
+        if not self.bus.is_up:
+            self.bench.up()
+        for which in range(2):
+            if (is_on_first, is_on_second)[which] in self.bus.lost_servers:
+                self.flap_server(which, b"")
+        for _ in range(10):
+            self.bench.hub.on_moved()
+            self.bench.hub.tidy()
+            self.bench.confirm()
+
+
+STEPS = ["join", "leave"] * 4 + ["confirm", "tidy"] * 2 + ["resubscribe", "flap", "flap_server", "end"]
+STEPS += ["lose", "moved", "forbid"]
+
+
+@settings(max_examples=400)
 @given(
-    st.lists(
-        st.one_of(
-            st.tuples(st.sampled_from(["join", "leave"]), st.integers(0, 2), st.integers(0, 3)),
-            st.tuples(st.sampled_from(["confirm", "tidy", "flap", "end"]), st.integers(0, 5), st.just(0)),
-        ),
-        max_size=60,
-    ),
+    st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 5), st.integers(0, 3)), max_size=60),
     st.sampled_from([1, 2, 5, 1_000]),
+    st.sampled_from([1, 2, NAMES_PER_COMMAND]),
 )
 def test_bus_subscriptions_equal_the_local_channels_after_random_steps(
-    steps: list[tuple[str, int, int]], sent_limit: int
+    steps: list[tuple[str, int, int]], sent_limit: int, part: int
 ) -> None:
     bench = HubRig()
-    bench.bus.sent_limit = sent_limit
-    bench.up()
-    peers = [bench.connect() for _ in range(3)]
-    names = [b"a", b"b", b"c", b"d"]
-    waiting: set[tuple[int, bytes]] = set()
-    for what, which, channel in steps:
-        name = names[channel]
-        if what == "join":
-            peer = peers[which]
-            joined = bench.hub.join(peer.conn, name, 0, partial(note_outcome, bench, waiting, peer.conn))
-            if joined is Joined.WAITS:
-                waiting.add((peer.conn, name))
-            if joined is Joined.LIVE:
-                assert name in bench.bus.held
-        elif what == "leave":
-            bench.hub.leave(peers[which].conn, name)
-            waiting.discard((peers[which].conn, name))
-        elif what == "confirm":
-            bench.confirm(which)
-        elif what == "tidy":
-            bench.hub.tidy()
-        elif what == "flap":
-            bench.down()
-            if which:
-                bench.up()
-        else:
-            bench.hub.forget(peers[which % 3].conn)
-            waiting -= {(peers[which % 3].conn, name) for name in names}
-            bench.reactor.abort(peers[which % 3].conn)
-            bench.turn()
-            peers[which % 3] = bench.connect()
-    if not bench.bus.is_up:
-        bench.up()
-    bench.hub.tidy()
-    bench.confirm()
-    held = {name for name in names if bench.reactor.subscribers(name)}
+    with pytest.MonkeyPatch.context() as patch:
+        # Small parts, so that the walk that subscribes again is under way for many steps.
+        patch.setattr("wsgate.shard.hub.NAMES_PER_COMMAND", part)
+        patch.setattr("wsgate.shard.hub.ASKED_LIMIT", part - 1)
+        random = Steps(bench, sent_limit)
+        for step in steps:
+            random.step(*step)
+        random.settle()
+    held = {name for name in random.names if bench.reactor.subscribers(name)}
     assert bench.bus.held == held
-    assert not waiting and bench.hub.pending == 0
-    assert not bench.hub._charges
+    assert not random.waiting and bench.hub.pending == 0
+    assert not bench.hub._charges and not bench.hub._returning
     bench.close()
 
 

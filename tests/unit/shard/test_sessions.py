@@ -55,11 +55,11 @@ class Bus:
     def is_up_for(self, name: bytes) -> bool:
         return self.is_up
 
-    def subscribe(self, names: Iterable[bytes]) -> list[bytes]:
+    def subscribe(self, names: Iterable[bytes], *, may_cancel: bool = True) -> list[bytes]:
         self.asked += names
         return []
 
-    def unsubscribe(self, names: Iterable[bytes]) -> list[bytes]:
+    def unsubscribe(self, names: Iterable[bytes], *, may_cancel: bool = True) -> list[bytes]:
         return []
 
     def publish(
