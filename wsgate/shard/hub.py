@@ -562,7 +562,7 @@ class Hub:
             self._unconfirmed[name] = answers - 1
         if answers != 1:
             return True
-        if self._returning and self._waiters.count(name) >= self._reactor.subscribers(name):
+        if name in self._returning and self._is_nobody_live(name):
             # Every subscriber is a waiter. The client of each loads its state after this answer, so that
             # none needs a gap.
             self._returning.discard(name)
@@ -617,8 +617,15 @@ class Hub:
         """Return whether all subscribers of a channel still wait for its confirmation.
 
         A publication that comes then was published before they subscribed, and waited in the backlog.
+
+        O(1) if fewer connections wait than are subscribed, else O(waiters).
         """
-        return self._waiters.count(name) >= self._reactor.subscribers(name)
+        subscribers = self._reactor.subscribers(name)
+        if self._waiters.count(name) < subscribers:
+            return False
+        # A connection that has just ended is no subscriber any more, and a waiter until its event is handled.
+        is_subscribed = self._reactor.is_subscribed
+        return sum(is_subscribed(conn, name) for conn in self._waiters.connections(name)) >= subscribers
 
     # --- lost publications ----------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ at rest.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import IntEnum
 from typing import Final
 
@@ -47,12 +47,16 @@ class Waiters:
         self._by_connection.setdefault(conn, set()).add(name)
 
     def count(self, name: bytes) -> int:
-        """Return how many connections wait for a channel."""
+        """Return how many connections wait for a channel, with those whose end is not handled yet."""
         return len(self._by_channel.get(name, ()))
 
     def has(self, conn: int, name: bytes) -> bool:
         """Return whether a connection waits for a channel."""
         return conn in self._by_channel.get(name, ())
+
+    def connections(self, name: bytes) -> Iterable[int]:
+        """Return the connections that wait for a channel, among them those whose end is not handled yet."""
+        return self._by_channel.get(name, ())
 
     def drop(self, conn: int, name: bytes) -> list[Waiter]:
         """Take the waiters of a connection for one channel out of the table, and return them uncalled."""

@@ -1151,6 +1151,42 @@ def test_subscription_not_confirmed_before_a_loss_gets_no_gap(bench: HubRig) -> 
     assert (len(gaps_of(bench, peer)), gaps_of(bench, late)) == (1, [])
 
 
+@pytest.mark.parametrize("is_waiter_first", [True, False])
+def test_waiter_that_has_just_ended_hides_no_loss_from_a_subscriber(
+    live: HubRig, is_waiter_first: bool
+) -> None:
+    """The event of the ended connection is not handled yet, so it is still in the table of waiters."""
+    if is_waiter_first:
+        waiter, holder = live.connect(), subscribed_peer(live, b"a")
+    else:
+        holder, waiter = subscribed_peer(live, b"a"), live.connect()
+    live.down()
+    live.up()
+    assert live.join(waiter, b"a") is Joined.WAITS
+    live.reactor.abort(waiter.conn)
+    live.hub.on_message(b"a", b'"from before the loss"')
+    live.confirm()
+    while live.hub.tidy():
+        pass
+    received = [json.loads(text) for text in live.texts(holder)]
+    assert [(each["op"], each.get("reason")) for each in received] == [("msg", None), ("gap", "bus")]
+
+
+def test_subscribers_that_all_wait_get_no_gap_although_another_waiter_has_ended(live: HubRig) -> None:
+    holder, waiter, ended = subscribed_peer(live, b"a"), live.connect(), live.connect()
+    live.down()
+    live.up()
+    for peer in (waiter, ended):
+        assert live.join(peer, b"a") is Joined.WAITS
+    live.hub.leave(holder.conn, b"a")
+    live.reactor.abort(ended.conn)
+    live.hub.on_message(b"a", b'"from before the loss"')
+    live.confirm()
+    while live.hub.tidy():
+        pass
+    assert live.texts(waiter) == []
+
+
 def test_moved_slot_sends_a_gap_only_to_subscribers_of_its_channels(live: HubRig) -> None:
     moved, stays = subscribed_peer(live, b"a"), subscribed_peer(live, b"b")
     live.hub.on_lost(b"a", was_asked=False)
