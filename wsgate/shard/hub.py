@@ -17,10 +17,12 @@ Rules:
 - When a connection to the bus is lost, all its channels are unconfirmed. Their names are sent again, a part
   in each pass, and none while many are unanswered: the bus sets the pace.
 - If a channel has many waiters, each pass notifies a part of them. No publication is delivered meanwhile, so
-  that none arrives before the answer to a subscription.
+  that no publication from after the confirmation reaches a waiter before its notice.
 - A channel is confirmed as soon as the bus has answered, also while older publications wait in the backlog:
   a client does not wait for them. A new subscriber then receives, in order, the older publications of the
   channel that still wait. While all subscribers of a channel are unconfirmed, its publications are discarded.
+  While one of the subscribers is live, all of them receive the publications, because the reactor sends a
+  publication to the whole channel. So after a loss of the bus a waiter may receive some before its notice.
 - The subscribers of a channel that loses a publication are sent a gap: see `gap`.
 - Every publication comes over the bus, also for subscribers on the same shard: one order for all.
 - A channel whose slot of the cluster moves is requested again when the map was read. Its waiters are notified

@@ -1099,6 +1099,20 @@ def test_publication_before_the_confirmation_is_not_sent_to_new_subscribers(live
     assert live.texts(peer) == [b'{"op":"msg","ch":"news","data":3}']
 
 
+def test_older_publication_for_a_live_subscriber_reaches_a_waiter_before_its_notice(live: HubRig) -> None:
+    """The reactor sends a publication to the whole channel; protocols/client/v1/spec.md permits this."""
+    holder, waiter = subscribed_peer(live), live.connect()
+    live.down()
+    live.up()
+    live.confirmations.clear()
+    assert live.join(waiter, b"news") is Joined.WAITS
+    live.hub.on_message(b"news", b"1")
+    expected = [b'{"op":"msg","ch":"news","data":1}']
+    assert live.texts(holder) == live.texts(waiter) == expected and not live.confirmations
+    live.confirm()
+    assert live.confirmations == [(b"news", Confirmation.LIVE)]
+
+
 def test_publication_without_local_subscribers_is_counted_and_not_decoded(live: HubRig) -> None:
     for name in (b"news", b"\xff", b"", b"wsgate:probe:n:0"):
         live.hub.on_message(name, b"\xc1")
