@@ -945,9 +945,11 @@ STEPS = ["join", "leave"] * 4 + ["confirm", "tidy"] * 2 + ["resubscribe", "flap"
 STEPS += ["lose", "moved", "forbid"]
 
 
-@settings(max_examples=400)
+@settings(max_examples=300)
 @given(
-    st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 5), st.integers(0, 3)), max_size=60),
+    st.lists(
+        st.tuples(st.sampled_from(STEPS), st.integers(0, 5), st.integers(0, 3)), min_size=20, max_size=80
+    ),
     st.sampled_from([1, 2, 5, 1_000]),
     st.sampled_from([1, 2, NAMES_PER_COMMAND]),
 )
