@@ -342,7 +342,8 @@ class Hub:
                 an earlier one would keep the channel.
         """
         assert self._bus is not None
-        self._lost.difference_update(names)
+        # A channel of the part that is requested now has left the table, which counts its refusals.
+        self._lost.difference_update(name for name in names if name in self._lost)
         unanswered = Counter(names)
         unanswered.subtract(self._bus.subscribe(names, may_cancel=may_cancel))
         for name, answers in unanswered.items():
