@@ -78,7 +78,7 @@ class LostChannels:
         self._refusals.pop(name, None)
 
     def difference_update(self, names: Iterable[bytes]) -> None:
-        """Remove several channels."""
+        """Remove several channels, as `discard` does."""
         for name in names:
             self.discard(name)
 

@@ -24,7 +24,7 @@ _DOUBT: Final = 1 / 2
 
 
 class Owner(Enum):
-    """Who has to handle an entry."""
+    """Who has to handle an entry, as the server says."""
 
     THIS = auto()
     """This consumer owns the entry, or the entry was trimmed and nobody else can read it."""
