@@ -24,7 +24,7 @@ _DOUBT: Final = 1 / 2
 
 
 class Owner(Enum):
-    """Who has to handle an entry, as the server says."""
+    """Names the consumer that has to handle an entry."""
 
     THIS = auto()
     """This consumer owns the entry, or the entry was trimmed and nobody else can read it."""
