@@ -387,12 +387,13 @@ class ClusterSubscriber:
         for name in lost:
             self._hear_control(name)
         prefix = self.prefix
-        if unserved:
-            self.listener.on_unserved(lambda name: slot_of(prefix + name) in unserved)
         if inherited:
             self.listener.on_up(lambda name: slot_of(prefix + name) in inherited)
         if reassigned:
             self.listener.on_reassigned(lambda name: slot_of(prefix + name) in reassigned)
+        if unserved:
+            # Last, because waiters that are told of a loss may subscribe to channels of the other slots.
+            self.listener.on_unserved(lambda name: slot_of(prefix + name) in unserved)
         self.listener.on_moved()
 
     def _moved_slots(self, fresh: ClusterMap) -> tuple[frozenset[int], frozenset[int], frozenset[int]]:

@@ -411,6 +411,7 @@ class Subscriber:
             return False
         asked = self._pending.popleft()
         self._unanswered -= len(asked.names)
+        self._progress_s = asyncio.get_running_loop().time()  # an error is a reply, too
         self._schedule_write()
         if text.startswith(b"MOVED "):
             self._on_moved(text)

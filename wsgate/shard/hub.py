@@ -128,6 +128,7 @@ class Hub:
         self._resubscribe_from: int | None = None  # the next place; None: no walk is under way
         self._resubscribe: list[Covers | None] = []  # which channels it is for; None: all channels
         self._resubscribe_next: list[Covers | None] = []  # which channels the next walk is for
+        self._is_next_walk = False  # the walk that is under way has followed another one
         self._asked_early: set[bytes] = set()  # channels that were subscribed again before the walk met them
         self._refused: dict[bytes, int] = {}  # channels that the bus forbids: next place among connections
         self.on_taken: Callable[[int, bytes], None] = lambda conn, name: None
@@ -311,7 +312,8 @@ class Hub:
             if name in self._lost:
                 self._lost.discard(name)
             elif not (is_new and (covers is None or covers(name))):
-                (uncertain if self._is_uncertain(name) else known).append(name)
+                # With one server of several, the slot of another channel may have moved at the same time.
+                (uncertain if is_new or self._is_uncertain(name) else known).append(name)
         for names, may_cancel in ((known, True), (uncertain, False)):
             if names and self._bus is not None:
                 for name in self._bus.unsubscribe(names, may_cancel=may_cancel):
@@ -386,6 +388,7 @@ class Hub:
             pass
         self._waiters.cancel_losses(covers)
         begun = [] if self._resubscribe_from is None else [*self._resubscribe, *self._resubscribe_next]
+        self._is_next_walk = self._is_next_walk and bool(begun)
         self._resubscribe, self._resubscribe_next = [*begun, covers], []
         self._resubscribe_from = 0
         self.resubscribe()
@@ -402,8 +405,9 @@ class Hub:
         while self._leave_vacated(covers, is_new=True) == NAMES_PER_COMMAND:
             pass
         self._waiters.cancel_losses(covers)
+        self._lost.renew(covers)
         if self._resubscribe_from is None:
-            self._resubscribe, self._resubscribe_from = [covers], 0
+            self._resubscribe, self._resubscribe_from, self._is_next_walk = [covers], 0, False
         else:
             self._resubscribe_next.append(covers)
 
@@ -420,10 +424,12 @@ class Hub:
         skipped = (self._asked_early, self._unconfirmed, self._lost)
         due = (name for name in names if not any(name in each for each in skipped))
         due = (name for name in due if self._is_covered(name) and self.is_live_for(name))
-        # A walk that began again for a further server has requested channels of the earlier server before.
-        self._ask_again(list(due), may_cancel=len(self._resubscribe) == 1)
+        # A walk that began again for a further server, or that follows another one, may find channels that
+        # were requested before.
+        self._ask_again(list(due), may_cancel=len(self._resubscribe) == 1 and not self._is_next_walk)
         if self._resubscribe_from is None:
             self._resubscribe, self._resubscribe_next = self._resubscribe_next, []
+            self._is_next_walk = True
             if self._resubscribe:
                 self._resubscribe_from = 0
             else:

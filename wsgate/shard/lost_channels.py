@@ -77,6 +77,12 @@ class LostChannels:
         self._refused.pop(name, None)
         self._refusals.pop(name, None)
 
+    def renew(self, covers: Callable[[bytes], bool]) -> None:
+        """Forget the refusals of channels that have another server now, so that they come first."""
+        for name in [name for name in self._refused if covers(name)]:
+            self.discard(name)
+            self.add(name)
+
     def difference_update(self, names: Iterable[bytes]) -> None:
         """Remove several channels, as `discard` does."""
         for name in names:

@@ -1247,3 +1247,51 @@ def test_publication_whose_delivery_fails_sends_a_gap(live: HubRig, monkeypatch:
         live.hub.on_message(b"a", b"1")
     live.time_ms += SETTLE_MS
     assert [each["reason"] for each in gaps_of(live, peer)] == ["slow"]
+
+
+def settle(rig: HubRig) -> None:
+    rig.bus.sent_limit = 1_000_000
+    rig.bus.send()
+    for _ in range(5):
+        rig.hub.tidy()
+        rig.confirm()
+
+
+def test_channel_that_was_left_is_requested_when_its_slot_moves_together_with_another(live: HubRig) -> None:
+    """One map gives the slots of a server that left to one server, and moves this slot to another."""
+    rig = live
+    peer = rig.connect()
+    rig.join(peer, b"x1")
+    rig.confirm()
+    rig.hub.leave(peer.conn, b"x1")
+    rig.bus.clear(lambda name: name.startswith((b"x", b"z")))  # the new servers have neither slot
+    rig.bus.sent_limit = 0
+    rig.hub.on_up(lambda name: name.startswith(b"z"))
+    rig.hub.on_reassigned(lambda name: name.startswith(b"x"))
+    assert rig.join(peer, b"x1") is Joined.WAITS
+    settle(rig)
+    assert b"x1" in rig.bus.held and rig.hub.receives(b"x1")
+
+
+def test_channel_that_is_left_during_a_walk_after_another_walk_is_unsubscribed(live: HubRig) -> None:
+    """The first walk has requested the channel before, so the server has it although the second walk asks."""
+    rig = live
+    peer = rig.connect()
+    for number in range(3):
+        rig.join(peer, b"x%d" % number)
+    rig.confirm()
+    rig.bus.clear(lambda name: name.startswith(b"x"))
+    rig.hub.on_reassigned(lambda name: True)
+    rig.hub.on_reassigned(lambda name: name.startswith(b"x"))
+    rig.hub.resubscribe()
+    for _, name in rig.bus.commands:  # the first walk is answered, and the second one has not begun
+        rig.bus.held.add(name)
+        rig.hub.on_subscribed(name)
+    rig.bus.commands.clear()
+    rig.bus.sent_limit = 0
+    rig.hub.resubscribe()
+    rig.hub.leave(peer.conn, b"x0")
+    rig.hub.tidy()
+    settle(rig)
+    assert b"x0" not in rig.bus.held
+    assert {b"x1", b"x2"} <= set(rig.bus.held)

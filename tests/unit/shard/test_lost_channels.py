@@ -1,5 +1,6 @@
 """Check in which order lost channels are requested again, and when a round of requests ends."""
 
+from wsgate.bus.subscriber import NAMES_PER_COMMAND
 from wsgate.bus.subscriber import NAMES_PER_COMMAND as PART
 from wsgate.shard.lost_channels import LostChannels
 
@@ -89,3 +90,14 @@ def test_nothing_is_kept_of_channels_that_were_left_confirmed_or_cleared() -> No
     assert list(lost) == [b"n0"]
     lost.clear()
     assert not lost._refusals and b"n0" not in lost and not lost.is_refusing
+
+
+def test_channels_with_another_server_come_before_those_that_stay_refused() -> None:
+    lost = LostChannels()
+    stuck = [b"stuck%d" % number for number in range(3 * NAMES_PER_COMMAND)]
+    for name in (*stuck, b"moved"):
+        lost.refuse(name)
+    lost.renew(lambda name: name == b"moved")
+    lost.begin()
+    assert lost.take(lambda name: True)[0] == b"moved"
+    assert lost.refuse(b"moved") == 1, "the former server's refusals do not count"
