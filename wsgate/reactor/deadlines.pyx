@@ -38,7 +38,6 @@ cdef enum:
     NEVER = 0x3FFFFFFFFFFFFFFF
     # How long the timer of an open connection without any deadline runs, if there is no heartbeat.
     LOOK_MS = 25000
-    LATE_MS = 2 * TICK_MS        # a deadline is noticed within one step of the wheel and one tick
     PAUSED = PAUSED_APP | PAUSED_OUTBOX    # nothing is read, so no deadline of the peer may run
 
 
@@ -165,13 +164,13 @@ cdef inline bint is_too_old(Core *core, Connection *c) noexcept nogil:
     return is_behind(c) and outbox_oldest_ms(core, c) + core.limits.outbox_age_ms <= core.clock_ms
 
 
-cdef inline bint was_late(Core *core, Connection *c, int64_t due_ms) noexcept nogil:
-    """Whether this process was too late for a deadline of the peer, and bytes of the peer wait unread.
+cdef inline bint may_have_come(Core *core, Connection *c, int64_t due_ms) noexcept nogil:
+    """Whether bytes of the peer wait unread that may have arrived before a deadline at `due_ms`.
 
-    What the peer had to send may be among these bytes, so they are read first. The caller moves the deadline
-    by one tick, after which the process is no longer late: a peer that always sends gains no more than that.
+    They are read first, and the deadline is looked at again in the next step. By then bytes were received
+    after the deadline, so a peer that sends byte by byte gains no more than the wait for its turn.
     """
-    return core.clock_ms - due_ms > LATE_MS and (
+    return since(core, c.seen_ms) < due_ms and (
         (c.flags & IN_ATTENTION) != 0 or (c.input != NULL and c.input.backlog.length != 0) or socket_readable(c)
     )
 
@@ -215,14 +214,12 @@ cdef void due_open(Core *core, uint32_t slot) noexcept nogil:
         c.input != NULL and c.input.started_ms and core.limits.message_timeout_ms and not c.flags & PAUSED
         and c.input.started_ms + core.limits.message_timeout_ms <= now
     ):
-        if was_late(core, c, c.input.started_ms + core.limits.message_timeout_ms):
-            c.input.started_ms = now + TICK_MS - core.limits.message_timeout_ms
+        if may_have_come(core, c, c.input.started_ms + core.limits.message_timeout_ms):
             attention_push(core, slot)
         else:
             fail(core, slot, MESSAGE_TIMEOUT, 0)
     elif core.limits.idle_timeout_ms and not c.flags & PAUSED and since(core, c.message_ms) + core.limits.idle_timeout_ms <= now:
-        if was_late(core, c, since(core, c.message_ms) + core.limits.idle_timeout_ms):
-            c.message_ms = <uint32_t>(now + TICK_MS - core.limits.idle_timeout_ms)
+        if may_have_come(core, c, since(core, c.message_ms) + core.limits.idle_timeout_ms):
             attention_push(core, slot)
         else:
             fail(core, slot, IDLE_TIMEOUT, 0)

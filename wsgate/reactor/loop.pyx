@@ -1063,7 +1063,7 @@ cdef int serve_attention(Core *core, Pass *used, list events) except -1:
     """Give a turn to each connection on the attention queue; costly ones move to `indebted` instead.
 
     Newcomers are first, but at most PASS_OPENS of them are opened before the others have their turns. If they
-    use up the whole pass, the others are first in the next one.
+    leave the others too little of the pass, or no open for an older head, the others are first in the next one.
 
     When connections in debt have waited for RESERVE_PASSES passes, one message of this pass is kept for them.
 
@@ -1088,7 +1088,9 @@ cdef int serve_attention(Core *core, Pass *used, list events) except -1:
         given_to_newcomers = serve_newcomers(core, used, events, most)
     if not is_older_first and (given_to_newcomers == 0 or not is_over(used, True)):
         given = serve_older(core, used, events, most)
-    core.is_older_first = has_older and given == 0 and given_to_newcomers != 0
+    core.is_older_first = has_older and given_to_newcomers != 0 and (
+        given < given_to_newcomers or used.has_waiting_heads
+    )
     used.messages_limit = limit
     used.turn_messages = most
     return given + given_to_newcomers
@@ -1117,6 +1119,10 @@ cdef int serve_older(Core *core, Pass *used, list events, uint32_t most) except 
     while turns:
         turns -= 1
         slot = attention_pop_older(core)
+        if at(core, slot).state == STATE_HEAD and used.opens >= PASS_OPENS:
+            used.has_waiting_heads = True
+            attention_push(core, slot)
+            continue
         # Only the messages of a costly connection may wait. Its end may not, because that releases memory.
         row = debts_row(core, slot)
         if row != NULL and at(core, slot).state == STATE_OPEN and debts_is_costly(core, row):

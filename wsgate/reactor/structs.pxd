@@ -521,6 +521,7 @@ ctypedef struct Pass:            # the part of its budget that one poll has used
     uint32_t messages
     uint32_t messages_limit      # messages that the caller accepts from this poll, at most PASS_MESSAGES
     uint32_t opens
+    bint has_waiting_heads       # a head that is not a newcomer's waits for the next pass
     uint64_t bytes
     uint32_t turn_messages       # messages that one turn may take
     uint32_t message_ns          # estimated cost of a message of the connection; 0: not known
@@ -620,7 +621,7 @@ ctypedef struct Core:
     Frame *head_too_large
     Frame *upgrade_timeout
     void *gap_encoder            # PyObject *, borrowed from the Reactor; NULL: gaps are not sent
-    int gap_failed               # why a gap was not encoded: close the connection that is being written to
+    int gap_failed               # a gap was not encoded: close the connection that is being written to
     int report_meta              # closed events contain the meta object
     int busy                     # inside poll, flush or tick: other calls are refused
     uint8_t receive_buffer[RECEIVE_BYTES]

@@ -50,15 +50,15 @@ cdef Frame *encode_gap(Core *core, Connection *c, uint32_t channel, Gap *gap) no
     """Encode a gap as a message with the caller's gap encoder; NULL if there is none or it failed.
 
     This is the only Python call of the write path. It is needed only for slow connections that read again. An
-    exception is reported as unraisable, and the connection is then closed with the reason INTERNAL; without
-    memory for the frame it is closed with OUT_OF_MEMORY, because it would never learn of the loss.
+    exception is reported as unraisable. After it, and without memory for the frame, the connection is closed
+    with the reason INTERNAL: it would never learn of the loss. OUT_OF_MEMORY would release the outbox, whose
+    frames the caller is about to write.
     """
     cdef bytes name, payload
     cdef Frame *frame
-    cdef int before = core.gap_failed
     if core.gap_encoder == NULL:
         return NULL
-    core.gap_failed = INTERNAL                # undone below if nothing raises
+    core.gap_failed += 1                      # undone below if nothing fails
     name = PyBytes_FromStringAndSize(
         <char *>channel_name(&core.channels.channels[channel]), core.channels.channels[channel].name_length
     )
@@ -69,7 +69,8 @@ cdef Frame *encode_gap(Core *core, Connection *c, uint32_t channel, Gap *gap) no
         core, core.variant_opcodes[c.variant],
         <const uint8_t *>PyBytes_AS_STRING(payload), <uint32_t>PyBytes_GET_SIZE(payload),
     )
-    core.gap_failed = before if frame != NULL else OUT_OF_MEMORY
+    if frame != NULL:
+        core.gap_failed -= 1
     return frame
 
 
@@ -178,8 +179,8 @@ cdef int visit(Core *core, uint32_t slot) noexcept nogil:
         return VISIT_DONE
     count = gather(core, c, parts)
     if core.gap_failed:
-        index, core.gap_failed = core.gap_failed, 0
-        fail(core, slot, index, 0)
+        core.gap_failed = 0
+        fail(core, slot, INTERNAL, 0)
     if count == 0:
         # Only gaps waited, and none of them made a message.
         outbox_consume(core, c, 0)

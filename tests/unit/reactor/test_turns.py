@@ -124,6 +124,25 @@ def test_busy_connections_have_turns_in_each_pass_however_many_newcomers_wait() 
         assert all(one or other for one, other in itertools.pairwise(served)), served
 
 
+def test_heads_that_were_completed_after_their_first_turn_are_opened_in_a_storm_of_newcomers() -> None:
+    """The newcomers would use up all opens of every pass."""
+    with rig() as bench, contextlib.ExitStack() as held:
+        older = [held.enter_context(_offer(bench)) for _ in range(40)]
+        for peer in older:
+            peer.send(b"GET /older HT")
+        bench.turn()
+        for peer in older:
+            peer.send(b"TP/1.1\r\nHost: h\r\n\r\n")
+        opened = 0
+        for _ in range(8):
+            for _ in range(40):
+                held.enter_context(_offer(bench)).send(HEAD)
+            batch = bench.reactor.poll(bench.now_ms)
+            opened += sum(event[0] == event_kinds.OPEN and b"/older" in event[2] for event in batch)
+            bench.audit()
+        assert opened == 40
+
+
 def test_listener_is_polled_although_2500_other_connections_are_ready() -> None:
     with rig() as bench, contextlib.ExitStack() as held:
         listener = held.enter_context(socket.create_server(("127.0.0.1", 0), backlog=64))
