@@ -138,7 +138,7 @@ def test_heads_that_were_completed_after_their_first_turn_are_opened_in_a_storm_
             for _ in range(40):
                 held.enter_context(_offer(bench)).send(HEAD)
             batch = bench.reactor.poll(bench.now_ms)
-            opened += sum(event[0] == event_kinds.OPEN and b"/older" in event[2] for event in batch)
+            opened += sum(kind == event_kinds.OPEN and b"/older" in bytes(value) for kind, _, value in batch)
             bench.audit()
         assert opened == 40
 
