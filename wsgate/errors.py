@@ -1,8 +1,9 @@
 """The exceptions of wsgate: one root class, and below it one class for each party that can be at fault.
 
 Every exception type that a public function of wsgate raises is defined here. This module imports nothing of
-the package, so every package may import it. Text for a peer never comes from `str(exc)`, only from
-`wsgate.reasons`.
+the package, so every package may import it. Text for a peer never comes from `str(exc)`. It is
+fixed: from `wsgate.reasons`, from the phrases of `wsgate.handshake` and, in development mode, from
+`wsgate.auth.faults`.
 """
 
 __all__ = ["BackendError", "InternalError", "PeerError", "SettingsError", "WsgateError"]

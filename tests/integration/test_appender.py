@@ -366,6 +366,32 @@ def test_messages_of_clients_fill_only_half_of_the_buffer_and_leave_the_rest_to_
     asyncio.run(main())
 
 
+def test_messages_are_accepted_again_after_a_server_without_memory_refused_all_and_nothing_waits() -> None:
+    """No other event is enabled, so only a message can show that the server has recovered."""
+
+    async def main() -> None:
+        is_full = True
+
+        def answer(talk: Talk, parts: list[bytes]) -> bytes | None:
+            return (b"-OOM full\r\n" if is_full else ENTRY) if parts[0] == b"XADD" else None
+
+        options = replace(FAST, connect_timeout_s=0.1, command_timeout_s=0.1)
+        async with fake_bus(answer) as bus, running_appender(bus, options) as recorder:
+            outcomes: list[str] = []
+
+            def offer() -> str:
+                return recorder.appender.offer(event(1), Sender("ann", 0), outcomes.append)
+
+            assert offer() == ""
+            await until("given up", lambda: outcomes and not recorder.appender.held)
+            is_full = False
+            assert offer() == ""
+            await until("appended", lambda: len(outcomes) == 2)
+            assert outcomes == ["down", ""]
+
+    asyncio.run(main())
+
+
 def test_message_of_a_quiet_client_is_accepted_while_a_busy_one_is_crowded_out() -> None:
     async def main() -> None:
         options = replace(FAST, limit_entries=1_000, command_timeout_s=60.0)

@@ -465,8 +465,9 @@ _GAUGES: Final = (
     ),
     _Gauge(
         "events_streams_refusing",
-        "Event streams whose key the bus does not let the shard append to, because of its type or of"
-        " the access control list. Messages of clients are refused meanwhile. Readiness does not depend"
+        "Event streams that the bus does not let the shard append to: because of the type of the key, of"
+        " the access control list, or because the server refuses all writes (no memory, a replica)."
+        " Messages of clients are refused meanwhile. Readiness does not depend"
         " on streams, so alert on more than 0.",
         "events_streams_refusing",
     ),

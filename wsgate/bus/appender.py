@@ -363,6 +363,9 @@ class Appender:
                 if not entry.answers:
                     self._release(entry)
             self._waiting = deque(entry for entry in self._waiting if entry.answers)
+        if not self.held:
+            # Nothing is left that would show when the server accepts events again, so the next message may.
+            self._is_refused = False
 
     def _release(self, entry: _Entry) -> None:
         """Release the room of an event that is no longer kept."""

@@ -99,7 +99,7 @@ def _checked(token: object) -> str:
     White space is removed because a token that is read from a file often ends with a newline.
 
     Raises:
-        TokenError: It is not a text, is empty, or holds a character that a header must not hold.
+        TokenError: It is not a text, is empty, or holds a space, a control character or one outside ASCII.
     """
     text = token.strip() if isinstance(token, str) else ""
     if not text or not text.isascii() or not text.isprintable() or " " in text:

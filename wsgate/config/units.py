@@ -1,7 +1,7 @@
 """Parse and format durations and sizes in settings: text to whole milliseconds or bytes, and back. Pure.
 
 A quantity is one number and one unit, without fractions, sums or spaces. Sizes are powers of 1024 and have
-the units KiB, MiB and GiB; KB is refused because many people read it as 1000.
+the units B, KiB, MiB and GiB; a bare number is bytes. KB is refused because many people read it as 1000.
 """
 
 import json
