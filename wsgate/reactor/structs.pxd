@@ -596,7 +596,7 @@ ctypedef struct Core:
     uint32_t passes_without      # passes since a costly connection had a turn, while one waited
     uint32_t newcomers           # connections at the head of the queue that have had no turn yet
     uint32_t newcomer_last       # the last of these connections
-    bint is_older_first          # newcomers used up the last pass: the others are first in the next one
+    bint is_older_first          # newcomers had most of the last pass: the others are first in the next one
     uint32_t turns_to_wait       # turns until epoll is polled again: one round of the queues
     int64_t asked_ms             # caller's clock when epoll was last polled
     List failed
